@@ -119,7 +119,7 @@ pub enum Retry {
     Slowly,
 }
 
-/// News of a log for a follower.
+/// An update of a log for a follower.
 #[derive(Debug)]
 pub enum LogUpdate {
     /// The next entries, which readers may get.
@@ -137,7 +137,7 @@ pub enum LogFollower {
 }
 
 impl LogFollower {
-    /// Waits for news after the entry `last` of `epoch`. Retries by itself after failures. Cancel-safe.
+    /// Waits for an update after the entry `last` of `epoch`. Retries after failures. Cancel-safe.
     ///
     /// # Errors
     /// The store is closed.
@@ -170,8 +170,7 @@ impl Store {
         }
     }
 
-    /// The bounds of the log, for a process that starts. Where the data of this stream cannot be used: empty bounds, and
-    /// the reason.
+    /// The bounds of the log at process start. If the data of this stream cannot be used: empty bounds, and the reason.
     pub async fn bounds_at_startup(&self, stream: &StreamName) -> Result<(LogBounds, Option<String>), ReadError> {
         match self {
             Self::Embedded(store) => store.bounds_at_startup(stream).await,
@@ -192,8 +191,8 @@ impl Store {
         self.claim_after(stream, under, &ObservedLog::NONE).await
     }
 
-    /// Claims the log for a process that has read entries of it. Where the log no longer has them, a new epoch begins, so
-    /// that no two entries get the same id.
+    /// Claims the log for a process that has read entries of it. If the log no longer has these entries, a new epoch
+    /// begins, so that no two entries get the same id.
     pub async fn claim_after(
         &self,
         stream: &StreamName,
@@ -238,9 +237,9 @@ impl Store {
         }
     }
 
-    /// The batches that follow `after`, oldest first, about `bytes_max` bytes, but at least one batch if there is one. The
-    /// first batch may begin before `after`. `last` is the last entry that the caller may read; only a batch that was
-    /// appended as a whole reaches over it.
+    /// The batches that follow `after`, oldest first, about `bytes_max` bytes, but at least one batch if there is one.
+    /// The first batch may begin before `after`. `last` is the last entry that the caller may read; only a batch that
+    /// one append stored may extend past it.
     pub async fn read(
         &self,
         stream: &StreamName,
@@ -299,7 +298,7 @@ impl Store {
         }
     }
 
-    /// The present revocations; each rejects tokens that were issued up to its moment.
+    /// The current revocations; each rejects tokens that were issued up to its moment.
     pub async fn revoked(&self) -> Result<BTreeMap<RevocationTarget, Timestamp>, ReadError> {
         match self {
             Self::Embedded(store) => store.revoked().await,

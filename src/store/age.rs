@@ -1,21 +1,21 @@
-//! The clock by which entries grow old: the wall clock, as far as it moves as time does.
+//! The clock that measures the age of entries: the wall clock, limited by the time since boot.
 //!
-//! Whoever sets the wall clock a day ahead for ten seconds must not empty the log. What it shows beyond the time that has
-//! gone by is taken over at the pace of time itself, so age runs at most twice as fast; what it is set back is taken
-//! over at once, since that only keeps more.
+//! If the wall clock jumps a day ahead for ten seconds, the retention must not empty the log. This clock follows a
+//! forward jump at the pace of elapsed time, so age runs at most twice as fast. It follows a backward jump immediately,
+//! because that only keeps more entries.
 
 use std::time::Duration;
 
 use crate::model::Timestamp;
 
-/// A difference from here on is a jump that an operator should hear of; less is a clock that is being disciplined.
+/// A difference of at least this is a jump and is logged. A smaller one is a normal clock adjustment.
 const JUMP_MIN: Duration = Duration::from_secs(60);
 
 /// The clock of one store.
 #[derive(Debug)]
 pub(super) struct AgeClock {
     current: Timestamp,
-    /// Time since the machine was started.
+    /// Time since the machine started.
     last_boot: Duration,
     jumped: bool,
 }
@@ -32,7 +32,7 @@ impl AgeClock {
         Self { current: wall, last_boot: boot, jumped: false }
     }
 
-    /// What it shows now; a jump of the wall clock is logged once.
+    /// The current time of this clock. Logs each jump of the wall clock once.
     pub(super) fn now(&mut self, wall: Timestamp, boot: Duration) -> Timestamp {
         let (shows, jump) = self.advance(wall, boot);
         match jump {
@@ -45,7 +45,7 @@ impl AgeClock {
         shows
     }
 
-    /// What it shows now, and the jump of the wall clock that was met for the first time.
+    /// The current time of this clock, and a jump of the wall clock when it is detected for the first time.
     fn advance(&mut self, wall: Timestamp, boot: Duration) -> (Timestamp, Option<ClockJump>) {
         let passed = boot.saturating_sub(self.last_boot);
         self.last_boot = boot;
@@ -54,7 +54,7 @@ impl AgeClock {
         self.current = expected.after(ahead.min(passed)).before(back);
         let is_ahead = ahead >= JUMP_MIN;
         let jump = match back >= JUMP_MIN {
-            // Of the way back to where the jump began there is nothing to say.
+            // A return to the time before the jump is not reported.
             true => Some(ClockJump::Back(back)),
             false => (is_ahead && !self.jumped).then_some(ClockJump::Ahead(ahead)),
         };
@@ -67,7 +67,7 @@ impl AgeClock {
 mod tests {
     use super::*;
 
-    /// Seconds on the wall clock, seconds since the start: what the clock shows, and the jump that it tells.
+    /// Per step: seconds on the wall clock, seconds since boot, the expected time of this clock, and the expected jump.
     fn check(steps: &[(i64, u64, i64, &str)]) {
         let mut clock = AgeClock::new(Timestamp(1_000_000_000), Duration::ZERO);
         for (wall, boot, shows, jump) in steps {
@@ -87,11 +87,11 @@ mod tests {
         check(&[(1, 1, 1, ""), (2, 2, 2, ""), (1_000, 1_000, 1_000, "")]);
         // 25 hours ahead for ten seconds.
         check(&[(1, 1, 1, ""), (90_002, 2, 3, "ahead 90000"), (90_011, 11, 21, ""), (12, 12, 12, "")]);
-        // Ahead for good: age catches up at the pace of time.
+        // A permanent forward jump: age catches up at the pace of elapsed time.
         check(&[(90_001, 1, 2, "ahead 90000"), (180_000, 90_000, 180_000, ""), (180_001, 90_001, 180_001, "")]);
-        // Set back: more is kept, at once.
+        // A backward jump: more entries are kept immediately.
         check(&[(10, 10, 10, ""), (-89_989, 11, -89_989, "back 90000"), (-89_988, 12, -89_988, "")]);
-        // Small differences are followed.
+        // The clock follows small differences.
         check(&[(2, 1, 2, ""), (3, 3, 3, ""), (3, 4, 3, "")]);
     }
 }

@@ -1,4 +1,4 @@
-//! The records of sinks: who delivers, how far, and what could not be delivered.
+//! The records of sinks: leases, cursors and dead letters.
 //!
 //! A sink is a durable consumer that the daemon runs. One replica owns its lease; each change of its cursors presents the
 //! fence of that lease.
@@ -15,15 +15,15 @@ use crate::{
 /// [`Store::advance_sink`] refuses further dead letters, so the sink stops until an operator removes the oldest ones.
 pub const DEAD_LETTERS_MAX: u64 = 10_000;
 
-/// Dead letters that one call of [`Store::dead_letters`] returns at most.
+/// The maximum number of dead letters that one call of [`Store::dead_letters`] returns.
 pub const DEAD_LETTERS_PAGE_MAX: usize = 100;
 
-/// An entry that a sink gave up.
+/// An entry that a sink could not deliver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     pub stream: StreamName,
     pub mark: Mark,
-    /// When the sink gave it up, by the wall clock.
+    /// The wall-clock time at which the sink stopped trying.
     pub failed_at: Timestamp,
     /// The error of the last attempt.
     pub cause: String,
@@ -45,10 +45,10 @@ pub struct SinkAdvance {
     /// The fence of the sink's lease.
     pub fence: Fence,
     pub stream: StreamName,
-    /// The present cursor; none before the first move.
+    /// The current cursor; none before the first move.
     pub from: Option<Mark>,
     pub to: Mark,
-    /// Entries up to `to` that the sink gave up. They are stored in the same step.
+    /// Entries up to `to` that the sink could not deliver. They are stored in the same step.
     pub dead_letters: Vec<DeadLetter>,
 }
 
@@ -70,8 +70,8 @@ impl Store {
     }
 
     /// Claims, hands over or releases a sink: replaces a lease whose fence is `expected` (none: the sink never had an
-    /// owner). Every change needs a fence of its own. Returns whether `record` is the present lease; a repeated call
-    /// returns true.
+    /// owner). Every change needs a new fence. Returns whether `record` is the current lease; a repeated call returns
+    /// true.
     ///
     /// # Errors
     /// The store cannot be written. The change may have been applied; repeat it.
@@ -87,7 +87,7 @@ impl Store {
         }
     }
 
-    /// The last entry of a stream that the sink delivered or gave up; none before the first.
+    /// The last entry of a stream that the sink delivered or moved to its dead letters; none before the first.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -128,7 +128,7 @@ impl Store {
         }
     }
 
-    /// Removes a dead letter. Returns whether it was there.
+    /// Removes a dead letter. Returns whether it existed.
     ///
     /// # Errors
     /// The store cannot be written.

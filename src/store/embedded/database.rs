@@ -1,8 +1,8 @@
-//! The SQLite file: its schema, how connections to it are set up, and whether it is sound.
+//! The SQLite file: its schema, the setup of connections, and integrity checks.
 //!
-//! One row a batch, not a row an event: a batch's envelopes lie back to back in one value, beside the index that says
-//! where each ends. The key says stream and first offset, so that a log is one range of one table in its own order.
-//! Nothing is migrated in silence: a file of a newer schema is refused untouched.
+//! One row holds one batch, not one event: the envelopes of a batch are concatenated in one value, with an index of
+//! their ends in another column. The key consists of stream number and first offset, so a log is one range of one table
+//! in key order. A file of a newer schema is rejected and stays unchanged.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, config:
 use super::fault::SqliteFault;
 use crate::model::{Batch, EnvelopeHeader, Epoch, Lineage, Offset};
 
-/// The schema this program writes and reads, kept in `user_version`.
+/// The schema that this program writes and reads, stored in `user_version`.
 pub(super) const SCHEMA: i64 = 4;
 
 /// The first schema, without cursors and revocations.
@@ -53,7 +53,7 @@ CREATE TABLE batch (
 ) STRICT;
 ";
 
-/// What the second schema has beside the first.
+/// The tables that the second schema adds to the first.
 const RECORD_TABLES: &str = "
 CREATE TABLE cursor (
     consumer TEXT NOT NULL,
@@ -68,7 +68,7 @@ CREATE TABLE revocation (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// What the third schema has beside the second: epochs that ended, whose numbers a position is in, and what tells a copy.
+/// What the third schema adds to the second: ended epochs, the feed of a position, and the data that detects a copy.
 const IDENTITY_TABLES: &str = "
 ALTER TABLE stream ADD COLUMN earlier TEXT NOT NULL DEFAULT '';
 ALTER TABLE stream ADD COLUMN feed INTEGER;
@@ -81,7 +81,7 @@ CREATE TABLE life (
 ) STRICT;
 ";
 
-/// What the fourth schema has beside the third: leases, cursors and dead letters of sinks.
+/// The tables that the fourth schema adds to the third: leases, cursors and dead letters of sinks.
 const SINK_TABLES: &str = "
 CREATE TABLE sink (
     name TEXT NOT NULL PRIMARY KEY,
@@ -111,15 +111,15 @@ CREATE TABLE dead_letter (
 /// Bits of a row's key that hold the offset; the stream's number is above them.
 const OFFSET_BITS: u32 = 44;
 
-/// A page holds several small batches, and a large one needs few pages: measured best between 4 and 32 KiB. (On a busy
-/// machine 16 and 32 KiB cost a sixth less processor time an event at full speed, on an idle one no less; at 2,000
+/// A page holds several small batches, and a large batch needs few pages: measured best between 4 and 32 KiB. (On a
+/// busy machine 16 and 32 KiB cost a sixth less CPU time per event at full speed, on an idle machine no less; at 2,000
 /// events/s a twentieth and a seventh more.)
 pub(super) const PAGE_LEN: u32 = 8192;
 
-/// How long a reader waits for a checkpoint that holds it up, and the writer for readers.
+/// How long a reader waits for a checkpoint that blocks it, and the writer for readers.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The write-ahead log is cut back to this when it starts over.
+/// SQLite truncates the write-ahead log to this size when it restarts the log.
 const WAL_LEN_LIMIT: i64 = 16 * 1024 * 1024;
 
 /// The key of the row that begins with `first`.
@@ -139,7 +139,7 @@ pub(super) fn key_max(number: i64) -> i64 {
     (number << OFFSET_BITS) | ((1 << OFFSET_BITS) - 1)
 }
 
-/// What a stored batch must still agree with when it is read.
+/// The checksum of a stored batch, compared at each read.
 pub(super) fn crc(first: Offset, last: Offset, slots: &[u8], bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&first.0.to_le_bytes());
@@ -149,10 +149,10 @@ pub(super) fn crc(first: Offset, last: Offset, slots: &[u8], bytes: &[u8]) -> u3
     hasher.finalize()
 }
 
-/// The columns that [`read_batch`] wants, in its order.
+/// The columns that [`read_batch`] expects, in its order.
 pub(super) const BATCH_COLUMNS: &str = "key, last, crc, slots, bytes";
 
-/// The batch of a row; [`Fault::Damaged`] when it is not what was written.
+/// The batch of a row; [`SqliteFault::Damaged`] when it differs from what was written.
 pub(super) fn read_batch(row: &Row<'_>) -> Result<Batch, SqliteFault> {
     let first = key_offset(row.get(0)?);
     let last = Offset(row.get::<_, i64>(1)?.cast_unsigned());
@@ -167,13 +167,13 @@ pub(super) fn read_batch(row: &Row<'_>) -> Result<Batch, SqliteFault> {
     batch.filter(|batch| batch.last() == last).ok_or_else(damaged)
 }
 
-/// The epochs that ended, as the stream's row has them: `7:17 9:30`, the last offset of each, oldest first.
+/// The ended epochs in the format of the stream's row: `7:17 9:30`, each with its last offset, oldest first.
 pub(super) fn earlier_text(lineage: &Lineage) -> String {
     let ended = lineage.earlier().iter().map(|(epoch, end)| format!("{epoch}:{end}"));
     ended.collect::<Vec<_>>().join(" ")
 }
 
-/// A log's epochs, by what its row has.
+/// A log's epochs, from the columns of its row.
 pub(super) fn read_lineage(current: Epoch, earlier: &str) -> Result<Lineage, SqliteFault> {
     let ended = |text: &str| {
         let (epoch, end) = text.split_once(':')?;
@@ -185,7 +185,7 @@ pub(super) fn read_lineage(current: Epoch, earlier: &str) -> Result<Lineage, Sql
     Ok(Lineage::with_earlier(current, earlier))
 }
 
-/// What a connection is for; each has its own share of memory.
+/// The purpose of a connection; each has its own cache size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     Write,
@@ -202,13 +202,13 @@ impl Purpose {
     }
 }
 
-/// A connection with everything set that the store relies on.
+/// Opens a connection with all settings that the store requires.
 pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connection> {
     let create = if purpose == Purpose::Write { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | create;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    // The end of a connection moves nothing: after trouble the write-ahead log must be found as it was.
+    // Closing a connection must not checkpoint: after a failure the next start needs the write-ahead log unchanged.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "cache_size", -purpose.cache_kib())?;
     connection.pragma_update(None, "cell_size_check", true)?;
@@ -219,7 +219,7 @@ pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connect
             connection.pragma_update(None, "page_size", PAGE_LEN)?;
             let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
             if mode != "wal" {
-                // SQLite opened for reading alone what cannot be written.
+                // SQLite opened a file without write permission as read-only.
                 let failure = ffi::Error::new(ffi::SQLITE_READONLY);
                 return Err(rusqlite::Error::SqliteFailure(failure, Some("the file cannot be written".to_owned())));
             }
@@ -238,7 +238,7 @@ pub(super) fn schema(connection: &Connection) -> rusqlite::Result<Option<i64>> {
     Ok((tables > 0 || version != 0).then_some(version))
 }
 
-/// Makes the tables of an empty file, all or none.
+/// Creates the tables of an empty file, all or none.
 pub(super) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     apply_schema(connection, &[TABLES, RECORD_TABLES, IDENTITY_TABLES, SINK_TABLES])
 }
@@ -262,22 +262,23 @@ fn apply_schema(connection: &mut Connection, tables: &[&str]) -> rusqlite::Resul
     transaction.commit()
 }
 
-/// One durable step that changes nothing: after it the write-ahead log is there to stay until an orderly close.
+/// One durable step that changes nothing: after it the write-ahead log exists until an orderly close.
 pub(super) fn stamp(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "user_version", SCHEMA)
 }
 
-/// What a move of the write-ahead log came to.
+/// The result of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WalCheckpoint {
-    /// Everything is in the database; else readers held part of it up.
+    /// Everything is in the database; otherwise readers blocked part of the checkpoint.
     pub(super) complete: bool,
-    /// Bytes of the log, moved or not. It begins anew with a step that no reader of it stands in the way of.
+    /// Bytes of the write-ahead log, checkpointed or not. SQLite restarts the log at the next write that no reader
+    /// blocks.
     pub(super) wal_len: u64,
 }
 
-/// Moves what is in the write-ahead log into the database. `wait`: for the readers, so that the next step begins the
-/// log anew in any case.
+/// Checkpoints the write-ahead log into the database. `wait`: waits for readers, so that the next write always restarts
+/// the log.
 pub(super) fn checkpoint_wal(connection: &Connection, wait: bool) -> rusqlite::Result<WalCheckpoint> {
     let mode = if wait { "RESTART" } else { "PASSIVE" };
     connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), (), |row| {
@@ -287,17 +288,17 @@ pub(super) fn checkpoint_wal(connection: &Connection, wait: bool) -> rusqlite::R
     })
 }
 
-/// Ends a connection after everything was moved, and the write-ahead log with it.
+/// Closes a connection after a full checkpoint, and removes the write-ahead log.
 pub(super) fn close_checkpointed(connection: Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     connection.close().map_err(|(_, error)| error)
 }
 
-/// What the first bytes of a file say, read without SQLite, which would touch the file.
+/// The contents of the file header, read without SQLite, because SQLite could change the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DatabaseHeader {
     pub(super) schema: i64,
-    /// The length that the database should have when nothing waits in the write-ahead log.
+    /// The length that the database should have when the write-ahead log is empty.
     pub(super) len: u64,
 }
 
@@ -310,7 +311,7 @@ pub(super) fn header(path: &Path) -> io::Result<Option<DatabaseHeader>> {
     File::open(path)?.take(HEADER_LEN as u64).read_to_end(&mut header)?;
     let Ok(header) = <[u8; HEADER_LEN]>::try_from(header) else { return Ok(None) };
     let number = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    // Two bytes for the length of a page, which write 65,536 as 1.
+    // Two bytes hold the page length; 1 means 65,536.
     let page_len = match number(16) >> 16 {
         1 => 65_536,
         len => u64::from(len),
@@ -319,7 +320,7 @@ pub(super) fn header(path: &Path) -> io::Result<Option<DatabaseHeader>> {
     Ok(header.starts_with(MAGIC).then_some(found))
 }
 
-/// What a check of the structure found.
+/// The result of a structure check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum CheckOutcome {
     Sound,
@@ -328,7 +329,7 @@ pub(super) enum CheckOutcome {
     Damaged(String),
 }
 
-/// SQLite's own check of its structure, for at most `time_max`.
+/// SQLite's own check of the structure, for at most `time_max`.
 pub(super) fn quick_check(connection: &Connection, time_max: Duration) -> Result<CheckOutcome, SqliteFault> {
     let interrupt = connection.get_interrupt_handle();
     let (finished, waiting) = sync_channel::<()>(0);
@@ -356,7 +357,7 @@ pub(super) fn quick_check(connection: &Connection, time_max: Duration) -> Result
     }
 }
 
-/// Whether the check met a page that the system would not read: SQLite says so in words, with its own code for it.
+/// Whether the check met a page that the system could not read: SQLite reports this as text with its own error code.
 fn is_failed_read(text: &str) -> bool {
     let code = text.split_once("error code=").and_then(|(_, code)| {
         let digits = code.find(|other: char| !other.is_ascii_digit()).unwrap_or(code.len());
@@ -366,7 +367,7 @@ fn is_failed_read(text: &str) -> bool {
     code.is_some_and(kind)
 }
 
-/// Whether each stream's newest batch is the one its row speaks of.
+/// Checks that each stream's newest batch matches the stream's row.
 pub(super) fn check_ends(connection: &Connection) -> Result<(), SqliteFault> {
     let mut streams = connection.prepare("SELECT number, name, last FROM stream")?;
     let mut rows = streams.query(())?;
@@ -390,7 +391,7 @@ fn newest_batch(connection: &Connection, number: i64) -> Result<Option<Batch>, S
     found.transpose()
 }
 
-/// Reads every batch of every stream: each must be what was written, and follow the one before.
+/// Reads every batch of every stream and checks its checksum and that it follows the batch before.
 pub(super) fn check_all(connection: &Connection) -> Result<(), SqliteFault> {
     let sql = format!("SELECT {BATCH_COLUMNS} FROM batch ORDER BY key");
     let mut statement = connection.prepare(&sql)?;

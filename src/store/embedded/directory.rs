@@ -1,7 +1,7 @@
-//! The directory of the store: who holds it, how its last holder left it, and where its files are.
+//! The directory of the store: its lock, the state in which the last process left it, and the paths of its files.
 //!
-//! The lock file carries one word about the files beside it, so that the next start knows what to expect. It knows
-//! nothing of SQLite, and never deletes what it puts aside while there is room for it in the named bound.
+//! The lock file contains one marker about the state of the other files, so that the next start can choose its checks.
+//! This module does not use SQLite. It deletes quarantined files only beyond `QUARANTINED_MAX`.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -19,44 +19,44 @@ const DATABASE: &str = "trunkline.db";
 const LOCK: &str = "trunkline.lock";
 const RESERVE: &str = "trunkline.reserve";
 
-/// What all names begin with.
+/// The prefix of all file names.
 const PREFIX: &str = "trunkline.";
 
-/// Events and sealed tokens are for the user that runs the daemon alone.
+/// Only the daemon's user may read events and sealed tokens.
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
-/// What group and others may do.
+/// The permission bits of group and others.
 const GROUP_AND_OTHERS: u32 = 0o077;
 
-/// Damaged databases that are kept for a person to look at; beyond it the oldest go.
+/// Damaged databases that are kept for inspection; beyond this number the oldest are deleted.
 const QUARANTINED_MAX: usize = 3;
 
-/// The word is filled up to this length, so that writing another needs no room on a full disk.
+/// The marker is padded to this length, so that a new one needs no additional space on a full disk.
 const MARKER_LEN: usize = 512;
 
-/// Behind the word the lock file names the process that holds the lock; what is longer is cut.
+/// After the marker, the lock file names the process that holds the lock; a longer name is truncated.
 const HOLDER_LEN: usize = 128;
-/// Where Linux has the name of the machine, and of the pod.
+/// The file in which Linux gives the name of the machine or the pod.
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 
-/// How the files were left, as written in the lock file.
+/// The state in which the files were left, as the lock file records it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ShutdownMarker {
-    /// Nobody has said yet: a new directory, or one that was put together by hand.
+    /// No marker was written: the directory is new or was assembled by hand.
     Missing,
-    /// Closed in order: all is in the database, the write-ahead log is empty.
+    /// Orderly close: all data is in the database, and the write-ahead log is empty.
     Clean,
-    /// In use; found at start it means that the last holder was killed.
+    /// In use. If a start finds it, the last process was killed.
     Open,
-    /// In use, and the files are the successors of lost or damaged ones.
+    /// In use, and the files replace lost or damaged ones.
     Replaced,
-    /// A reader met damage.
+    /// A reader found damage.
     SuspectedDamage(String),
 }
 
 impl ShutdownMarker {
     fn parse(text: &str) -> Self {
-        // A word that was written by hand has no blanks behind it, but a hole up to the holder.
+        // A marker that was written by hand has no padding, but NUL bytes up to the holder's name.
         let text = text.trim_end_matches(|character: char| character.is_whitespace() || character == '\0');
         match text.split_once(' ').unwrap_or((text, "")) {
             ("clean", _) => Self::Clean,
@@ -78,7 +78,7 @@ impl ShutdownMarker {
     }
 }
 
-/// The directory, held by this process until released or dropped.
+/// The directory, locked by this process until it is released or dropped.
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
@@ -86,7 +86,7 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Makes the directory if need be and takes its lock.
+    /// Creates the directory if it is missing, and locks it.
     pub(super) fn claim(path: &Path) -> Result<Self, OpenError> {
         let unusable = |source| OpenError::Directory { path: path.to_owned(), source };
         make_directory(path).map_err(unusable)?;
@@ -100,7 +100,7 @@ impl Directory {
         }
         let word = ShutdownMarker::parse(&read_marker(&file).map_err(unusable)?);
         if let Err(error) = write_holder(&file) {
-            // On a full disk, for one. Only the message of a process that waits for the lock is shorter then.
+            // For example on a full disk. Only the message of a process that waits for the lock is then shorter.
             tracing::debug!(path = %path.display(), %error, "the lock file does not name this process");
         }
         if let Err(error) = restrict_permissions(path) {
@@ -113,7 +113,7 @@ impl Directory {
         self.path.join(LOCK)
     }
 
-    /// Of the lock file that is held, wherever it is by now.
+    /// The metadata of the open lock file, also after it was renamed or deleted.
     pub(super) fn lock_metadata(&self) -> io::Result<fs::Metadata> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).0.metadata()
     }
@@ -126,7 +126,7 @@ impl Directory {
         self.path.join(DATABASE)
     }
 
-    /// Makes the database's file, so that SQLite gives its own files the same permissions, and makes its name durable.
+    /// Creates the database file, so that SQLite gives its own files the same permissions, and syncs the directory.
     pub(super) fn make_database(&self) -> io::Result<()> {
         open_private(&self.database())?;
         sync_directory(&self.path)
@@ -141,17 +141,17 @@ impl Directory {
         self.path.join(with_suffix(DATABASE, "-shm"))
     }
 
-    /// Room that is given up when the disk is full.
+    /// Disk space that is released when the disk is full.
     pub(super) fn reserve(&self) -> Reserve {
         Reserve::new(self.path.join(RESERVE))
     }
 
-    /// What the lock file says.
+    /// The marker in the lock file.
     pub(super) fn marker(&self) -> ShutdownMarker {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 
-    /// Writes the word durably. A suspicion stays until the next start has looked into it.
+    /// Writes the marker durably. Keeps suspected damage until the next start has checked the files.
     pub(super) fn write_marker(&self, word: ShutdownMarker) -> io::Result<()> {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if matches!(lock.1, ShutdownMarker::SuspectedDamage(_)) {
@@ -162,7 +162,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Writes the word durably after the start has looked into whatever was said before.
+    /// Writes the marker durably after the start has handled the earlier marker.
     pub(super) fn overwrite_marker(&self, word: ShutdownMarker) -> io::Result<()> {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         write_marker_text(&lock.0, &word)?;
@@ -170,14 +170,14 @@ impl Directory {
         Ok(())
     }
 
-    /// Lets the next holder in, although this value is still there.
+    /// Releases the lock before this value is dropped.
     pub(super) fn release(&self) {
         if let Err(error) = self.lock.lock().unwrap_or_else(PoisonError::into_inner).0.unlock() {
             tracing::warn!(%error, "the lock of the store could not be given back");
         }
     }
 
-    /// Renames the damaged files, so that a person can look at them, and returns the database's new name.
+    /// Renames the damaged files for inspection, and returns the database's new name.
     pub(super) fn quarantine(&self) -> io::Result<PathBuf> {
         let moment = clock::wall().to_string().replace([':', '-'], "");
         let name = format!("{DATABASE}.damaged-{moment}");
@@ -208,9 +208,9 @@ impl Directory {
     }
 }
 
-/// Makes the directory and those above it that are missing, for this user alone, and makes their names durable.
+/// Creates the directory and its missing parents with permissions for this user alone, and syncs the parents.
 fn make_directory(path: &Path) -> io::Result<()> {
-    // The system's error, that the file exists, would name the opposite of the fault.
+    // The system's error says that the file exists, which misleads: a file is in the place of a directory.
     if let Some(file) = path.ancestors().find(|at| at.exists()).filter(|at| !at.is_dir()) {
         let why = format!("{} is a file where a directory is expected", file.display());
         return Err(io::Error::new(io::ErrorKind::NotADirectory, why));
@@ -224,7 +224,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes names durable. A directory that may be entered and not read, or whose file system knows no such step, is left.
+/// Syncs a directory. Skips one that is not readable, or whose file system has no such operation.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     match File::open(path).and_then(|directory| directory.sync_all()) {
         Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => Ok(()),
@@ -232,12 +232,13 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a file of the store, and makes it for this user alone if it is not there.
+/// Opens a file of the store; creates it with permissions for this user alone if it is missing.
 pub(super) fn open_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(path)
 }
 
-/// Takes from others what an earlier version gave them: the store's files, and the directory if nothing else is in it.
+/// Removes permissions that an earlier version gave to others: on the store's files, and on the directory if it has no
+/// other files.
 fn restrict_permissions(path: &Path) -> io::Result<()> {
     let mut shared = false;
     for entry in fs::read_dir(path)? {
@@ -280,7 +281,7 @@ fn write_marker_text(file: &File, word: &ShutdownMarker) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The process that wrote its name last, as text that may be shown: it holds the lock.
+/// The name of the process that wrote to the lock file last and so holds the lock, safe to print.
 fn read_holder(file: &File) -> String {
     let mut text = [0; HOLDER_LEN];
     let len = file.read_at(&mut text, MARKER_LEN as u64).unwrap_or_default();
@@ -311,7 +312,7 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a file; one that is not there is as good as removed.
+/// Removes a file. A missing file is not an error.
 pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -1,17 +1,18 @@
-//! What an error of SQLite means for the store: one exhaustive verdict, and nobody else looks inside.
+//! Classifies SQLite errors by their consequence for the store, in one exhaustive match.
 
 use rusqlite::{Error, ErrorCode, ffi};
 
 use crate::{store::AppendError, telemetry::chain};
 
-/// Why a step was not done.
+/// Why a step was not applied.
 #[derive(Debug, Clone)]
 pub(super) enum SqliteFault {
-    /// It was rolled back as a whole; the same step may succeed later.
+    /// The step was rolled back; the same step may succeed later.
     Unavailable(String),
-    /// The files contradict themselves.
+    /// The files are inconsistent.
     Damaged(String),
-    /// It is unknown what reached the disk, or SQLite failed in a way that it never should: end and open anew.
+    /// It is unknown what reached the disk, or SQLite failed in an unexpected way: end the process and open the store
+    /// again.
     Failed(String),
 }
 
@@ -49,7 +50,7 @@ impl From<Error> for SqliteFault {
             Error::SqliteFailure(failure, _) => {
                 classify(failure, format!("{error} (SQLite {})", failure.extended_code))
             }
-            // A value of the wrong type or a missing row: not what this code has written.
+            // A value of the wrong type or a missing row: this code did not write it.
             Error::FromSqlConversionFailure(..)
             | Error::IntegralValueOutOfRange(..)
             | Error::InvalidColumnType(..)
@@ -64,11 +65,11 @@ fn classify(failure: ffi::Error, text: String) -> SqliteFault {
     match (failure.code, failure.extended_code) {
         (_, ffi::SQLITE_READONLY_DBMOVED) => SqliteFault::Failed(text),
         (ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::DatabaseBusy, _) => SqliteFault::Unavailable(text),
-        // A refused write, or no room for the index of the write-ahead log, leaves nothing behind; a failed fsync
-        // leaves it unknown what is on the disk.
+        // After a rejected write, or without space for the index of the write-ahead log, nothing has changed. After a
+        // failed fsync it is unknown what is on the disk.
         (_, ffi::SQLITE_IOERR_WRITE | ffi::SQLITE_IOERR_SHMSIZE) => SqliteFault::Unavailable(text),
         (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => SqliteFault::Damaged(text),
-        // A read that the system refused says nothing about what is on the disk: it may succeed later.
+        // A failed read gives no information about the data on the disk: a later read may succeed.
         (_, ffi::SQLITE_IOERR_SHORT_READ | ffi::SQLITE_IOERR_DATA) => SqliteFault::Damaged(text),
         _ => SqliteFault::Failed(text),
     }

@@ -1,10 +1,9 @@
-//! Whether a database is the one that was left here, or a copy of it.
+//! Detects whether a database is the original in this place, or a copy.
 //!
-//! A copy has the same bytes. What it does not have is what the file system says of its files: their inodes, when they
-//! were born, and when they were last changed, which nothing but a change sets. The database cannot be asked when it was
-//! changed, because it always is; so an empty file beside it, the seal, is made anew at each start and each orderly
-//! close, and never touched in between. The database holds the traces of all three files. Where they differ, the logs
-//! begin a new epoch: one too many costs nothing.
+//! A copy has the same bytes, but different file metadata: inode, birth time and time of the last change, which only a
+//! change sets. The change time of the database is not usable, because the database changes constantly. So an empty
+//! file, the seal, is created at each start and each orderly close, and does not change in between. The database stores
+//! the metadata of all three files. Where it differs, the logs begin a new epoch; an unnecessary epoch does no damage.
 
 use std::{fs::Metadata, io, os::unix::fs::MetadataExt, time::SystemTime};
 
@@ -20,32 +19,32 @@ use crate::{
     random,
 };
 
-/// Two, in turn: the seal that the database names stays until the database names the next.
+/// Two names in alternation: the seal that the database names stays until the database names the next one.
 const SEALS: [&str; 2] = ["trunkline.seal-a", "trunkline.seal-b"];
 
-/// What the database holds of its life: the traces of its files and of the seal, and which seal it is.
+/// The identity that the database stores: metadata of its files and of the seal, and the name of the seal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct StoreIdentity {
     database: String,
-    /// Of the write-ahead log, which is one file from a start to an orderly close, and gone after it.
+    /// Metadata of the write-ahead log, which is one file from a start to an orderly close, and removed after it.
     wal: String,
     name: String,
     seal: String,
 }
 
-/// What is not there, as the database has it.
+/// The stored text for a missing file.
 const ABSENT: &str = "-";
 
-/// What came of looking.
+/// The result of the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StoreOrigin {
-    /// The files are those that were left.
+    /// The files are the original ones.
     Original,
-    /// A copy, or an earlier version's.
+    /// A copy, or the files of an earlier version.
     Copy,
 }
 
-/// The write-ahead log as it was found, before SQLite has seen it; none where there is none.
+/// The metadata of the write-ahead log before SQLite opens it; none where the file is missing.
 #[derive(Debug, Clone)]
 pub(super) struct WalIdentity(Option<String>);
 
@@ -53,7 +52,7 @@ pub(super) fn read_wal_identity(directory: &Directory) -> WalIdentity {
     WalIdentity(directory.wal().metadata().ok().filter(|wal| wal.len() > 0).as_ref().map(file_id))
 }
 
-/// Whether the files are those that were left.
+/// Whether the files are the original ones.
 pub(super) fn origin(
     connection: &Connection,
     directory: &Directory,
@@ -69,7 +68,7 @@ pub(super) fn origin(
     Ok(if found.is_some_and(is_same) { StoreOrigin::Original } else { StoreOrigin::Copy })
 }
 
-/// Makes the next seal, and in one step lets the database name it and begin what has to begin.
+/// Creates the next seal, and stores its name together with the changes of a new epoch in one step.
 pub(super) fn reseal(
     connection: &mut Connection,
     directory: &Directory,
@@ -87,7 +86,7 @@ pub(super) fn reseal(
     }
     transaction.commit()?;
     match made {
-        // One that stays is removed before its name is used again.
+        // A seal that could not be removed now is removed before its name is used again.
         Ok(_) => former.into_iter().filter(|former| former != name).for_each(|former| remove_seal(directory, &former)),
         Err(error) => tracing::warn!(%error, "the store could not be sealed: a later start may begin a new epoch"),
     }
@@ -102,7 +101,7 @@ fn remove_seal(directory: &Directory, name: &str) {
     }
 }
 
-/// Makes the file anew: an overwritten one would keep its inode and its birth.
+/// Deletes and creates the file: an overwritten file keeps its inode and its birth time.
 fn make_seal(directory: &Directory, name: &str) -> io::Result<StoreIdentity> {
     let path = directory.path().join(name);
     remove_if_there(&path)?;
@@ -124,10 +123,10 @@ fn read_identity(directory: &Directory, name: &str) -> io::Result<StoreIdentity>
     })
 }
 
-/// Inode and birth. The device is left out: it may have another number after the machine was started again.
+/// Inode and birth time. The device is omitted: its number may change when the machine restarts.
 fn file_id(file: &Metadata) -> String {
     let born = file.created().ok().and_then(|born| born.duration_since(SystemTime::UNIX_EPOCH).ok());
-    // Some file systems do not keep it.
+    // Some file systems do not store it.
     let born = born.map_or_else(|| ABSENT.to_owned(), |born| born.as_nanos().to_string());
     format!("{} {born}", file.ino())
 }
@@ -147,7 +146,7 @@ fn save_identity(transaction: &Transaction<'_>, life: &StoreIdentity) -> Result<
     Ok(())
 }
 
-/// Another life of each log may go on elsewhere: what is appended here gets ids that it cannot have.
+/// Begins a new epoch for each log: the original may still be in use, so new entries here need different ids.
 fn start_epochs(transaction: &Transaction<'_>) -> Result<(), SqliteFault> {
     let mut streams = transaction.prepare("SELECT number, epoch, earlier, last, name FROM stream")?;
     let mut change = transaction.prepare("UPDATE stream SET epoch = ?2, earlier = ?3 WHERE number = ?1")?;

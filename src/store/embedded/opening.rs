@@ -1,7 +1,8 @@
-//! From a claimed directory to a sound database: what is found decides whether it is used, made, or put aside.
+//! Opens the database in a claimed directory: the state of the files decides whether they are used, created or
+//! quarantined.
 //!
-//! A file of a newer schema, and trouble that is not damage (permissions, a full disk), refuse the start and leave
-//! everything as it is.
+//! A file of a newer schema, and errors that are not damage (permissions, a full disk), end the start and leave the
+//! files unchanged.
 
 use std::{io, path::Path, time::Duration};
 
@@ -15,28 +16,28 @@ use super::{
     identity::{self, WalIdentity},
 };
 
-/// A start after a kill spends at most this on looking for damage; what it does not get to, reads will find.
+/// A start after a kill checks for damage for at most this time; reads find the remaining damage.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// A start after a reader met damage looks at everything; a check of this length is as good as without an end.
+/// A start after a reader found damage checks everything; this limit is never reached in practice.
 const FULL_CHECK_TIME_MAX: Duration = Duration::from_secs(3600);
 
-/// What is to be done with the files, before SQLite has seen them.
+/// The action for the files, decided before SQLite opens them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OpenPlan {
-    /// There was nothing.
+    /// There are no files.
     Create,
-    /// Closed in order.
+    /// The store was closed in order.
     Trust,
-    /// The last holder was killed, or its word is missing.
+    /// The last process was killed, or its marker is missing.
     Check,
-    /// A reader met damage.
+    /// A reader found damage.
     FullCheck,
-    /// What was held is not there any more.
+    /// Files of the store are missing.
     Replace(&'static str),
 }
 
-/// The files that were found; an empty one is as good as none.
+/// The files that exist; an empty file counts as missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ExistingFiles {
     database: bool,
@@ -54,7 +55,8 @@ fn plan(word: &ShutdownMarker, found: ExistingFiles) -> OpenPlan {
             false,
         ) => OpenPlan::Replace("the database is gone"),
         (ShutdownMarker::SuspectedDamage(_), true) => OpenPlan::FullCheck,
-        // In use there is a write-ahead log from the first step to the orderly close: without it entries are gone.
+        // An open store has a write-ahead log from its first step to the orderly close: if it is missing, entries are
+        // lost.
         (ShutdownMarker::Open | ShutdownMarker::Replaced, true) if !found.wal => {
             OpenPlan::Replace("the write-ahead log is gone")
         }
@@ -65,7 +67,7 @@ fn plan(word: &ShutdownMarker, found: ExistingFiles) -> OpenPlan {
     }
 }
 
-/// A database ready to be written, and whether it replaces one that was lost or damaged.
+/// A database that is ready for writes, and whether it replaces a lost or damaged one.
 pub(super) fn open(directory: &Directory) -> Result<(Connection, bool), OpenError> {
     let before = directory.marker();
     let unusable = |source| OpenError::Directory { path: directory.path().to_owned(), source };
@@ -173,8 +175,9 @@ fn execute(directory: &Directory, plan: OpenPlan, wal: &WalIdentity) -> Result<C
     Ok(connection)
 }
 
-/// A write-ahead log of a holder that ended at any moment may be read from memory and not be on the disk: an `fsync`
-/// failed, or none came. Nothing durable may stand behind that, so the next step begins the log anew.
+/// After a process ended at an arbitrary moment, its write-ahead log may be readable from the page cache and not be on
+/// the disk: an `fsync` failed or did not run. Durable data must not depend on it, so it is checkpointed and the next
+/// step restarts it.
 fn checkpoint_leftovers(connection: &Connection, plan: OpenPlan) -> Result<(), OpenFailure> {
     match plan {
         OpenPlan::Create | OpenPlan::Trust | OpenPlan::Replace(_) => Ok(()),

@@ -1,11 +1,11 @@
-//! Whether the store's files are still under their names. What is written into a file that was deleted, renamed or
-//! replaced is not found by the next start.
+//! Detects whether the store's files are still under their names. The next start does not find data that is written to
+//! a deleted, renamed or replaced file.
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::PathBuf};
 
 use super::directory::Directory;
 
-/// The files that are in use, and what the system numbers them.
+/// The files in use, and their numbers in the file system.
 #[derive(Debug)]
 pub(super) struct FilePresence {
     files: [(PathBuf, FileNumber); 2],
@@ -15,15 +15,15 @@ pub(super) struct FilePresence {
 type FileNumber = (u64, u64);
 
 impl FilePresence {
-    /// Of files that are open now.
+    /// The numbers of the files that are open now.
     pub(super) fn of(directory: &Directory) -> io::Result<Self> {
         let (lock, database) = (directory.lock_file(), directory.database());
         let of_database = number(&fs::metadata(&database)?);
         Ok(Self { files: [(lock, number(&directory.lock_metadata()?)), (database, of_database)] })
     }
 
-    /// What became of the first file that is not under its name; none when all are. What cannot be looked at counts as
-    /// being there.
+    /// Describes the first file that is not under its name; none when all are. A file whose metadata cannot be read
+    /// counts as present.
     pub(super) fn missing(&self) -> Option<String> {
         self.files.iter().find_map(|(path, known)| {
             let shown = path.display();

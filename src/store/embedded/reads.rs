@@ -1,4 +1,4 @@
-//! Reading: connections of their own, off the runtime's workers, a bounded number at once.
+//! Reads: a bounded number of dedicated connections, outside the runtime's worker threads.
 
 use std::{
     path::PathBuf,
@@ -14,10 +14,10 @@ use super::{
 };
 use crate::model::{Batch, Offset, Timestamp};
 
-/// Reads at the same time; whoever comes later waits.
+/// The maximum number of concurrent reads; further reads wait.
 const READERS_MAX: usize = 4;
 
-/// Where one stream's rows are.
+/// The key range of one stream's rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowRange {
     pub(super) number: i64,
@@ -29,7 +29,7 @@ impl RowRange {
     }
 }
 
-/// Connections for reading. They are made when first needed and kept.
+/// Connections for reads, opened at first use and kept.
 #[derive(Debug)]
 pub(super) struct ReaderPool {
     path: PathBuf,
@@ -42,7 +42,7 @@ impl ReaderPool {
         Self { path, permits: Arc::new(Semaphore::new(READERS_MAX)), idle: Mutex::default() }
     }
 
-    /// Runs `read` on a connection. A caller that stops waiting leaves the read to its end.
+    /// Runs `read` on a connection. If the caller stops waiting, the read still runs to its end.
     pub(super) async fn run<T: Send + 'static>(
         self: Arc<Self>,
         read: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
@@ -52,7 +52,7 @@ impl ReaderPool {
         let reading = tokio::task::spawn_blocking(move || {
             let connection = self.connection()?;
             let found = read(&connection);
-            // A connection that met an error is not trusted with the next read.
+            // A connection that met an error is not used for the next read.
             if found.is_ok() && !self.permits.is_closed() {
                 self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
             }
@@ -62,7 +62,7 @@ impl ReaderPool {
         reading.await.unwrap_or_else(|error| Err(SqliteFault::Failed(error.to_string())))
     }
 
-    /// No further reads; connections are closed.
+    /// Rejects further reads and closes the connections.
     pub(super) fn close(&self) {
         self.permits.close();
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -100,8 +100,8 @@ pub(super) fn batches(
     Ok(found)
 }
 
-/// The last offset whose entry was received before `moment`, by halving. Where the wall clock was set back between
-/// entries there may be several answers; it is one of them.
+/// The last offset whose entry was received before `moment`, by binary search. Where the wall clock was set back
+/// between entries, several offsets may match; it is one of them.
 pub(super) fn offset_before(
     connection: &Connection,
     range: RowRange,
@@ -115,7 +115,7 @@ pub(super) fn offset_before(
     if received_first(&snapshot, low, first)? >= moment {
         return Ok(key_offset(first).previous());
     }
-    // The row at `before` begins before the moment; the one at `beyond`, if there is one, does not.
+    // The row at `before` begins before the moment; the row at `beyond`, if it exists, does not.
     let (mut before, mut beyond) = (first, newest + 1);
     while beyond - before > 1 {
         let middle = before + (beyond - before) / 2;
@@ -134,13 +134,13 @@ fn row_at(connection: &Connection, low: i64, key: i64) -> Result<Option<i64>, Sq
     Ok(statement.query_row([low, key], |row| row.get(0))?)
 }
 
-/// When the oldest entry of the row at or before `key` was received.
+/// The time at which the oldest entry of the row at or before `key` was received.
 fn received_first(connection: &Connection, low: i64, key: i64) -> Result<Timestamp, SqliteFault> {
     let sql = "SELECT received_first FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1";
     Ok(connection.prepare_cached(sql)?.query_row([low, key], |row| row.get(0).map(Timestamp))?)
 }
 
-/// The last entry received before `moment` in the row at or before `key`, whose first one was.
+/// The last entry received before `moment` in the row at or before `key`, whose first entry was received before it.
 fn last_before(connection: &Connection, range: RowRange, key: i64, moment: Timestamp) -> Result<Offset, SqliteFault> {
     let sql = format!("SELECT {BATCH_COLUMNS} FROM batch WHERE key BETWEEN ?1 AND ?2 ORDER BY key DESC LIMIT 1");
     let mut statement = connection.prepare_cached(&sql)?;

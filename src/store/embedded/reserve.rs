@@ -1,5 +1,5 @@
-//! Room on the disk that is given up when there is no other: what is in the write-ahead log can then still reach the
-//! database, and positions, fences and retention can still be written. It never makes room for entries.
+//! Disk space that is released when the disk is full: the write-ahead log can then still be checkpointed, and
+//! positions, fences and retention can still be written. It is never used for entries.
 
 use std::{
     io::{self, Read, Seek, SeekFrom},
@@ -8,10 +8,10 @@ use std::{
 
 use super::directory::{open_private, remove_if_there};
 
-/// Four times what the write-ahead log holds before it is moved into the database.
+/// Four times the size of the write-ahead log at which a checkpoint starts.
 const RESERVE_LEN: u64 = 16 * 1024 * 1024;
 
-/// The file cannot be made, so no entries are taken.
+/// The file cannot be created, so the store accepts no entries.
 #[derive(Debug, thiserror::Error)]
 #[error("the file {} of {} MiB, kept for when the disk is full, cannot be written: {source}; free some space there", path.display(), RESERVE_LEN >> 20)]
 pub(super) struct ReserveError {
@@ -19,7 +19,7 @@ pub(super) struct ReserveError {
     source: io::Error,
 }
 
-/// The file that holds the room.
+/// The file that reserves the space.
 #[derive(Debug)]
 pub(super) struct Reserve {
     path: PathBuf,
@@ -30,7 +30,7 @@ impl Reserve {
         Self { path }
     }
 
-    /// Makes the file, unless it is there. What cannot be made whole is removed.
+    /// Creates the file if it is missing. Removes a file that could not be written completely.
     pub(super) fn make(&self) -> Result<(), ReserveError> {
         let refused = |source| ReserveError { path: self.path.clone(), source };
         let made = self.fill();
@@ -40,7 +40,7 @@ impl Reserve {
         made.map_err(refused)
     }
 
-    /// Frees the room.
+    /// Releases the space.
     pub(super) fn release(&self) -> io::Result<()> {
         remove_if_there(&self.path)
     }

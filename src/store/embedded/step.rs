@@ -1,4 +1,4 @@
-//! One durable step: what a transaction does to the streams it touches, seen by nobody until it is committed.
+//! One durable step: the changes of one transaction to its streams. They are visible only after the commit.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -19,27 +19,27 @@ use crate::{
 /// The streams that are open, as committed.
 pub(super) type OpenStreams = BTreeMap<StreamName, StoredStream>;
 
-/// A transaction under way.
+/// A transaction in progress.
 #[derive(Debug)]
 pub(super) struct WriteStep<'a> {
     transaction: Transaction<'a>,
     committed: &'a OpenStreams,
     changed: OpenStreams,
-    /// About as many bytes go through the write-ahead log.
+    /// The approximate bytes that the transaction writes to the write-ahead log.
     wal_bytes: u64,
 }
 
-/// What is true after the commit.
+/// The state after the commit.
 #[derive(Debug)]
 pub(super) struct CommitOutcome {
     pub(super) changed: OpenStreams,
     pub(super) written: u64,
 }
 
-/// Beside its bytes an append changes about this much: the stream's page and the table's.
+/// The approximate bytes that an append writes in addition to its data: the stream's page and the table's page.
 const APPEND_OVERHEAD: u64 = 2 * PAGE_LEN as u64;
 
-/// And a change of what is beside the logs about this much.
+/// The approximate bytes that a change of a record writes.
 const CHANGE_OVERHEAD: u64 = PAGE_LEN as u64;
 
 impl<'a> WriteStep<'a> {
@@ -53,8 +53,8 @@ impl<'a> WriteStep<'a> {
         Ok(CommitOutcome { changed: self.changed, written: self.wal_bytes })
     }
 
-    /// Hands the log to a new holder, and makes it if there was none, or to the holder of the fence `under`.
-    /// `replaced`: what there was is lost.
+    /// Gives the log to a new owner, and creates it if it is missing, or to the owner of the fence `under`. `replaced`:
+    /// the earlier data is lost.
     pub(super) fn claim(
         &mut self,
         stream: &StreamName,
@@ -79,7 +79,7 @@ impl<'a> WriteStep<'a> {
         Ok(Ok(state))
     }
 
-    /// Does an append, or says why not; `Err` ends the whole step.
+    /// Applies an append, or returns why it was rejected; `Err` ends the whole step.
     pub(super) fn append(&mut self, append: &Append) -> Result<Result<(), AppendError>, SqliteFault> {
         let Some(mut held) = self.stream(&append.stream).filter(|held| held.fence == append.fence).cloned() else {
             return Ok(Err(AppendError::Fenced));
@@ -97,7 +97,7 @@ impl<'a> WriteStep<'a> {
         Ok(Ok(()))
     }
 
-    /// Changes what is kept beside the logs; false when it is not as it was taken to be.
+    /// Changes a record outside the logs; false when it is not in the expected state.
     pub(super) fn change(
         &mut self,
         change: &RecordChange,
@@ -107,7 +107,7 @@ impl<'a> WriteStep<'a> {
         records::change(&self.transaction, change, now)
     }
 
-    /// Removes up to `batches_max` of the stream's batches that outlived the retention; returns how many.
+    /// Removes up to `batches_max` of the stream's expired batches; returns how many.
     pub(super) fn trim(
         &mut self,
         stream: &StreamName,
@@ -133,7 +133,7 @@ impl<'a> WriteStep<'a> {
         Ok(removed)
     }
 
-    /// Under a new fence.
+    /// Sets a new fence.
     fn renew_fence(&mut self, mut held: StoredStream) -> Result<StoredStream, SqliteFault> {
         held.fence = held.fence.next(random::u128());
         self.save(&held)?;
@@ -216,7 +216,7 @@ impl<'a> WriteStep<'a> {
     }
 }
 
-/// Why the batches do not follow what is held: seen before any of them is written.
+/// Why the batches do not follow the stored ones. Checked before any of them is written.
 fn discontinuity(held: &StoredStream, append: &Append) -> Option<String> {
     let mut last = held.last;
     for batch in &append.batches {

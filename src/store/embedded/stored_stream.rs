@@ -1,4 +1,4 @@
-//! What the store holds of one stream, and which part of it has outlived its retention. Rules only.
+//! The stored state of one stream, and the part of it that has expired. Rules only.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::{
     store::{LogState, Retention},
 };
 
-/// One stream as the database has it.
+/// One stream as stored in the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StoredStream {
     pub(super) number: i64,
@@ -17,12 +17,12 @@ pub(super) struct StoredStream {
     /// Bytes of all batches held, their indexes included.
     pub(super) len: u64,
     pub(super) checkpoint: Option<Checkpoint>,
-    /// The gap that says so has not been appended yet.
+    /// Entries are lost, and the gap that reports it has not been appended yet.
     pub(super) damaged: bool,
     pub(super) oldest: Option<OldestBatch>,
 }
 
-/// The oldest batch held: the next one to go.
+/// The oldest stored batch, which retention removes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OldestBatch {
     pub(super) first: Offset,
@@ -32,12 +32,12 @@ pub(super) struct OldestBatch {
 }
 
 impl StoredStream {
-    /// The oldest entry; the one to come when there is none.
+    /// The oldest entry; the next offset when there is none.
     pub(super) fn first(&self) -> Offset {
         self.oldest.map_or(self.last.next(), |oldest| oldest.first)
     }
 
-    /// Takes a batch in.
+    /// Adds an appended batch to the state.
     pub(super) fn record_append(&mut self, batch: &Batch, len: u64) {
         assert_eq!(batch.first(), self.last.next(), "entries are dense");
         self.last = batch.last();
@@ -51,7 +51,7 @@ impl StoredStream {
         });
     }
 
-    /// The batch that retention takes next, if it takes one.
+    /// The oldest batch if it has expired.
     pub(super) fn expired(&self, retention: &Retention, now: Timestamp) -> Option<OldestBatch> {
         let oldest = self.oldest.filter(|oldest| oldest.last < self.last)?;
         let too_many = self.last.0 - oldest.last.0 >= retention.events;
@@ -60,7 +60,7 @@ impl StoredStream {
         (too_many || too_old || too_large).then_some(oldest)
     }
 
-    /// What the one who claims the log is told.
+    /// The state that a claim returns.
     pub(super) fn state(&self) -> LogState {
         LogState {
             lineage: Lineage::clone(&self.lineage),

@@ -1,5 +1,4 @@
-//! The embedded store as its users see it: what was acknowledged is there, whatever happened to the process or the
-//! files in between.
+//! The embedded store from its callers' view: acknowledged data stays, also after a kill or a change of the files.
 
 use std::{
     fs,
@@ -32,7 +31,7 @@ pub(super) fn stream(name: &str) -> StreamName {
     name.parse().unwrap()
 }
 
-/// An append of `len` entries of `body_len` bytes each to the log as it is.
+/// An append of `len` entries of `body_len` bytes each to the end of the log.
 pub(super) fn next(stream: &StreamName, state: &LogState, len: usize, body_len: usize, received: Timestamp) -> Append {
     let source = Source::new(&"acme".parse().unwrap(), stream);
     let mut builder = BatchBuilder::new(&source, state.lineage.current(), state.last);
@@ -57,7 +56,7 @@ pub(super) fn checkpoint(position: u64) -> Checkpoint {
     }
 }
 
-/// A stream of a store, for appending and looking.
+/// A stream of a store, with functions to append and to read.
 struct StreamFixture {
     store: EmbeddedStore,
     name: StreamName,
@@ -101,7 +100,7 @@ impl StreamFixture {
     }
 }
 
-/// No step can be taken while it is open.
+/// A connection that blocks every step while it is open.
 fn blocker(path: &Path) -> rusqlite::Connection {
     let blocker = rusqlite::Connection::open(path.join("trunkline.db")).unwrap();
     blocker.busy_timeout(Duration::from_secs(10)).unwrap();
@@ -109,7 +108,7 @@ fn blocker(path: &Path) -> rusqlite::Connection {
     blocker
 }
 
-/// The files as a kill at this moment would leave them.
+/// Copies the files as a kill at this moment would leave them.
 pub(crate) fn killed_copy(from: &Path, to: &Path) {
     let _blocker = blocker(from);
     fs::create_dir_all(to).unwrap();
@@ -273,7 +272,7 @@ async fn an_offset_is_found_by_its_time_exactly() {
     let log = StreamFixture::open(&store, "queues").await;
     let source = Source::new(&"acme".parse().unwrap(), &log.name);
     let mut last = Offset::START;
-    // Entry n was received at 10 n; batches of 1 to 7.
+    // Entry n was received at 10 * n; batches of 1 to 7.
     for len in (0..100).map(|n| n % 7 + 1) {
         let mut builder = BatchBuilder::new(&source, log.state.lineage.current(), last);
         for _ in 0..len {
@@ -303,7 +302,7 @@ async fn an_offset_is_found_by_its_time_exactly() {
     store.close().await;
 }
 
-/// What is done to the files of a stopped store.
+/// A change to the files of a stopped store.
 type Damage = fn(&Path);
 
 const DATABASE: &str = "trunkline.db";
@@ -323,7 +322,8 @@ fn garbage(path: &Path) {
     fs::write(path.join(DATABASE), noise).unwrap();
 }
 
-/// Harm, whether it is done after an orderly close (else after a kill), and whether a damaged file is left to look at.
+/// Name, whether it follows an orderly close (otherwise a kill), the damage, and how many damaged files are
+/// quarantined.
 const DAMAGES: [(&str, bool, Damage, usize); 12] = [
     ("an empty database", true, |path| cut(path, 0), 1),
     ("a database of a few bytes", true, |path| cut(path, 50), 1),
@@ -347,8 +347,8 @@ const DAMAGES: [(&str, bool, Damage, usize); 12] = [
     ),
 ];
 
-/// Changes a byte in the first envelope, and in copies of it that SQLite left in unused places: no check of the
-/// structure can see it.
+/// Changes a byte in the first envelope, and in copies of it that SQLite left in unused space: a check of the structure
+/// cannot detect it.
 fn flip_an_envelope(path: &Path) {
     let bytes = fs::read(path.join(DATABASE)).unwrap();
     let needle = b"\"sequence\":\"1\"";
@@ -435,13 +435,13 @@ async fn a_false_suspicion_of_damage_costs_nothing() {
     store.close().await;
 }
 
-/// Earlier schemas without an identity, and what the second has beside the first.
+/// Earlier schemas without an identity, each with the SQL that removes the tables it does not have.
 const EARLIER: [(i64, &str); 2] = [(1, "DROP TABLE cursor; DROP TABLE revocation"), (2, "")];
 
 /// Removes the tables of the fourth schema.
 const WITHOUT_SINKS: &str = "DROP TABLE sink; DROP TABLE sink_cursor; DROP TABLE dead_letter";
 
-/// Removes what the third schema has beside the second.
+/// Removes the additions of the third schema.
 const WITHOUT_IDENTITY: &str =
     "ALTER TABLE stream DROP COLUMN earlier; ALTER TABLE stream DROP COLUMN feed; DROP TABLE life";
 
@@ -520,7 +520,7 @@ async fn the_write_ahead_log_stays_within_its_bound_while_it_is_written_and_read
     let mut readers = tokio::task::JoinSet::new();
     for _ in 0..3 {
         let (store, name) = (store.clone(), log.name.clone());
-        // Until the store is closed.
+        // Readers run until the store is closed.
         readers
             .spawn(async move { while store.read(&name, Offset::START, Offset(u64::MAX), 2 << 20).await.is_ok() {} });
     }
@@ -544,7 +544,7 @@ async fn a_kill_at_the_edge_of_start_and_close_is_no_damage() {
     killed_copy(&live, &directory.path().join("started"));
     let mut log = StreamFixture::open(&store, "queues").await;
     log.append(5).await.unwrap();
-    // The word is written last at the start and first at the end: each may lag behind the files.
+    // The marker is written last at the start and first at the end, so it may be older than the files.
     for word in ["", "clean\n", "open\n"] {
         let copy = directory.path().join(format!("word-{}", word.len()));
         killed_copy(&live, &copy);
@@ -566,7 +566,7 @@ async fn a_kill_at_the_edge_of_start_and_close_is_no_damage() {
 
 const CHILD_DIRECTORY: &str = "TRUNKLINE_TEST_DIRECTORY";
 
-/// Appends until it is killed, and says what was acknowledged.
+/// Appends until it is killed, and prints each acknowledged offset.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by the test of kills, as a process of its own"]
 async fn child_that_appends_until_it_is_killed() {
@@ -580,8 +580,8 @@ async fn child_that_appends_until_it_is_killed() {
     }
 }
 
-/// Kills it after `midway`, which is done after so many appends, and some more than the offset that it returns; returns
-/// the last one acknowledged.
+/// Kills the process after `midway`, which runs after `appends` appends, and after some more appends than the offset
+/// that it returns. Returns the last acknowledged offset.
 fn run_until_killed(directory: &Path, appends: usize, midway: impl FnOnce() -> u64) -> u64 {
     let mut child = Process::new(std::env::current_exe().unwrap())
         .args(["--exact", "store::embedded::tests::child_that_appends_until_it_is_killed", "--ignored", "--nocapture"])

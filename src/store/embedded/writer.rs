@@ -1,7 +1,7 @@
-//! The one thread that writes: takes all that waits, does it in one durable step, then answers.
+//! The writer thread: takes all waiting commands, applies them in one durable step, then replies.
 //!
-//! Steps in between: retention in small slices, and moving the write-ahead log into the database. It never retries a
-//! step of which it is unknown what reached the disk.
+//! Between steps it applies the retention in small slices and checkpoints the write-ahead log. It never retries a step
+//! when it is unknown what reached the disk.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -24,18 +24,18 @@ use crate::{
     telemetry::metrics,
 };
 
-/// When nothing comes in, retention and the write-ahead log are looked after this often.
+/// The interval of retention and checkpoints while no commands arrive.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Batches that one step removes, over all streams, beside twice what it appends: too few to be felt by those who
-/// wait, and enough to keep up with any load.
+/// Batches that one step removes over all streams, in addition to twice the number that it appends: few enough to add
+/// little latency, and enough to keep up with any load.
 const TRIM_SLICE: usize = 64;
 
-/// The write-ahead log is moved into the database when about so much was written to it. Measured: more does not raise
-/// the throughput, and makes those who wait for it wait longer.
+/// A checkpoint starts after about this many bytes in the write-ahead log. Measured: a higher value does not raise the
+/// throughput, and makes callers wait longer for a checkpoint.
 const CHECKPOINT_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Beyond this a checkpoint waits for the readers that hold it up.
+/// Above this size a checkpoint waits for the readers that block it.
 const WAL_LEN_MAX: u64 = 64 * 1024 * 1024;
 
 /// The state of the thread.
@@ -46,17 +46,17 @@ pub(super) struct EmbeddedWriter {
     shared: Arc<EmbeddedShared>,
     retention: Retention,
     replaced: bool,
-    /// By which entries and revocations grow old.
+    /// The clock for the age of entries and revocations.
     age: AgeClock,
     streams: OpenStreams,
-    /// About as many bytes are in the write-ahead log and not in the database.
+    /// The approximate bytes in the write-ahead log that are not checkpointed.
     uncheckpointed_bytes: u64,
-    /// Bytes of the write-ahead log when it was last looked at.
+    /// The size of the write-ahead log at the last check, in bytes.
     wal_len: u64,
-    /// Why no entries are taken: the disk was full, and the reserve could not be made again yet.
+    /// Why no entries are accepted: the disk was full, and the reserve is not restored yet.
     full: Option<String>,
     presence: FilePresence,
-    /// Why nothing is taken: what was written would not be found again.
+    /// Why no writes are accepted: the files are missing, so the next start would not find the data.
     missing_files: Option<String>,
 }
 
@@ -85,7 +85,7 @@ impl EmbeddedWriter {
         }
     }
 
-    /// Starts the thread; it ends after [`Command::Close`] or when every handle is gone.
+    /// Starts the thread; it ends after [`Command::Close`] or when every handle is dropped.
     pub(super) fn start(self, commands: mpsc::Receiver<Command>) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new().name("store-writer".to_owned());
@@ -106,7 +106,7 @@ impl EmbeddedWriter {
                     if let Some(done) = close {
                         self.finish();
                         drop(commands);
-                        // An error says that whoever asked has stopped waiting.
+                        // An error means that the caller has stopped waiting.
                         return done.send(()).unwrap_or(());
                     }
                 }
@@ -120,7 +120,7 @@ impl EmbeddedWriter {
         }
     }
 
-    /// Does a group and answers it; true when retention has more to do.
+    /// Applies a group and replies to it; true when retention has more to remove.
     fn serve(&mut self, group: CommandGroup) -> bool {
         if group.len() == 0 {
             return false;
@@ -139,7 +139,7 @@ impl EmbeddedWriter {
         if let Err(SqliteFault::Unavailable(reason)) = &done
             && self.full.is_none()
         {
-            // With entries refused and the reserve given up, the rest of the group may find room.
+            // With entries rejected and the reserve released, the rest of the group may fit.
             self.release_reserve(reason);
             done = self.execute(&group);
         }
@@ -182,12 +182,12 @@ impl EmbeddedWriter {
         Ok(GroupOutcome { claimed, appended, changed, backlog, outcome: step.commit()? })
     }
 
-    /// The moment by which the age of what is held is told.
+    /// The current time of the age clock.
     fn age_now(&mut self) -> Timestamp {
         self.age.now(clock::wall(), clock::boot())
     }
 
-    /// What is due now and then; true when retention has more to do.
+    /// Runs the periodic maintenance; true when retention has more to remove.
     fn maintain(&mut self, quiet: bool) -> bool {
         if self.shared.broken().is_some() || self.check_files().is_some() {
             return false;
@@ -217,7 +217,8 @@ impl EmbeddedWriter {
         Ok(backlog)
     }
 
-    /// Why nothing may be written: the files are not under their names. It costs two system calls, far less than a step.
+    /// Why writes must stop: the files are not under their names. The check costs two system calls, far less than a
+    /// step.
     fn check_files(&mut self) -> Option<String> {
         let lost = self.presence.missing();
         if lost != self.missing_files {
@@ -237,7 +238,7 @@ impl EmbeddedWriter {
         self.shared.set_unavailable(self.missing_files.clone().or_else(|| self.full.clone()));
     }
 
-    /// With the reserve in place entries are taken; without room for it they are not.
+    /// Creates the reserve. Entries are accepted only while it exists.
     fn make_reserve(&mut self) {
         let full = self.directory.reserve().make().err().map(|error| error.to_string());
         if full.is_none() && self.full.is_some() {
@@ -247,7 +248,7 @@ impl EmbeddedWriter {
         self.publish_unavailable();
     }
 
-    /// The disk is full: what is in the write-ahead log gets the reserve's room.
+    /// The disk is full: releases the reserve's space for the write-ahead log.
     fn release_reserve(&mut self, reason: &str) {
         tracing::error!(reason, "the disk has no room: no entries are taken until it has");
         self.full = Some(reason.to_owned());
@@ -258,7 +259,7 @@ impl EmbeddedWriter {
         self.checkpoint();
     }
 
-    /// Makes a committed step true for everybody.
+    /// Publishes a committed step to readers and handles.
     fn apply(&mut self, outcome: CommitOutcome) {
         self.uncheckpointed_bytes += outcome.written;
         for (stream, held) in outcome.changed {
@@ -283,7 +284,7 @@ impl EmbeddedWriter {
         }
     }
 
-    /// Moves the write-ahead log into the database, so that the next step begins it anew.
+    /// Checkpoints the write-ahead log, so that the next step restarts it.
     fn checkpoint(&mut self) {
         let wait = self.wal_len > WAL_LEN_MAX;
         match database::checkpoint_wal(&self.connection, wait) {
@@ -295,7 +296,7 @@ impl EmbeddedWriter {
         }
     }
 
-    /// The end. An orderly one leaves everything in the database, and the word that says so.
+    /// Ends the thread. An orderly end leaves all data in the database, and the marker that records it.
     fn finish(self) {
         self.shared.close_readers();
         let directory = Arc::clone(&self.directory);
@@ -305,14 +306,14 @@ impl EmbeddedWriter {
         directory.release();
     }
 
-    /// The word is said when all is in the database and before the write-ahead log goes, so that at no moment a kill
-    /// looks like a loss.
+    /// Writes the marker after the checkpoint and before the write-ahead log is removed, so that a kill at any moment
+    /// is not taken for a loss.
     fn shut_down(mut self) -> Result<(), String> {
         if let Some(reason) = self.shared.broken().or_else(|| self.check_files()) {
             return Err(reason);
         }
         if let Err(fault) = identity::reseal(&mut self.connection, &self.directory, StoreOrigin::Original) {
-            // That of the start still holds.
+            // The seal of the start is still valid.
             tracing::debug!(reason = fault.text(), "the store was not sealed anew");
         }
         if !database::checkpoint_wal(&self.connection, true).map_err(|error| error.to_string())?.complete {
@@ -331,7 +332,7 @@ struct GroupOutcome {
     outcome: CommitOutcome,
 }
 
-/// Removes a slice of what outlived the retention; true when there is more.
+/// Removes a slice of the expired batches; true when there are more.
 fn trim(
     step: &mut WriteStep<'_>,
     streams: &OpenStreams,

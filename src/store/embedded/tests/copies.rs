@@ -1,4 +1,4 @@
-//! Copies of a store's directory, and directories put back from one: no id is used again for another entry.
+//! Copies of a store's directory, and restored directories: no id is used again for another entry.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -9,7 +9,7 @@ fn files(path: &Path) -> Vec<OsString> {
     fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect()
 }
 
-/// `cp -a FROM/. TO`: what is there is overwritten and keeps its inode.
+/// `cp -a FROM/. TO`: existing files are overwritten and keep their inodes.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for name in files(from) {
@@ -17,7 +17,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// With the times of the original, as tools that restore set them.
+/// Copies a file with the times of the original, as restore tools do.
 fn copy_file(from: &Path, to: &Path) {
     fs::copy(from, to).unwrap();
     let modified = from.metadata().unwrap().modified().unwrap();
@@ -30,7 +30,7 @@ fn replace(from: &Path, to: &Path) {
     copy(from, to);
 }
 
-/// `rsync -a FROM/ TO`: what has the same size and time is left, everything else is replaced under its name.
+/// `rsync -a FROM/ TO`: skips files with equal size and time, and replaces all others under their names.
 fn sync(from: &Path, to: &Path) {
     let facts = |path: PathBuf| path.metadata().ok().map(|file| (file.len(), file.modified().unwrap()));
     for name in files(from).iter().filter(|name| facts(from.join(name)) != facts(to.join(name))) {
@@ -40,12 +40,12 @@ fn sync(from: &Path, to: &Path) {
     }
 }
 
-/// The database and nothing else, over the one that is there.
+/// Copies only the database over the existing one.
 fn copy_database(from: &Path, to: &Path) {
     copy_file(&from.join(DATABASE), &to.join(DATABASE));
 }
 
-/// How entries are put back.
+/// A way to restore entries.
 type Restore = fn(&Path, &Path);
 
 const RESTORES: [(&str, Restore); 4] =
@@ -93,7 +93,7 @@ async fn a_copy_and_its_original_never_give_the_same_id_to_different_entries() {
 #[tokio::test]
 async fn a_restored_directory_starts_an_epoch_by_every_method() {
     for (how, restore) in RESTORES {
-        // Copied once the store was closed, or as a kill in the midst of the next life would leave it.
+        // The copy is made after the store was closed, or as a kill during the next run would leave the files.
         for is_killed in [false, true] {
             if is_killed && how == "the database alone" {
                 continue;
@@ -121,7 +121,7 @@ async fn a_restored_directory_starts_an_epoch_by_every_method() {
     }
 }
 
-/// The copy and what is lost are of one life of the process, which a kill ended.
+/// The copy and the lost data come from one process run, which a kill ended.
 #[tokio::test]
 async fn restoring_a_copy_over_its_original_starts_an_epoch() {
     for (how, restore) in RESTORES.into_iter().filter(|(how, _)| *how != "the database alone") {
@@ -150,7 +150,7 @@ async fn files_that_stay_keep_their_epoch() {
     }
     fs::rename(&path, &moved).unwrap();
     assert_eq!(run_once(&moved, 1).await.lineage, lineage, "moved");
-    // A process that was killed before the database named the seal that it had just made.
+    // A process was killed before the database named its new seal.
     let seals: Vec<_> = files(&moved).into_iter().filter(|name| name.to_string_lossy().contains("seal")).collect();
     assert_eq!(seals.len(), 1);
     let next = if seals[0] == "trunkline.seal-a" { "trunkline.seal-b" } else { "trunkline.seal-a" };

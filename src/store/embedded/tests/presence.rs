@@ -2,10 +2,10 @@
 
 use super::*;
 
-/// What is done to a directory.
+/// A change to a directory.
 type FileChange = fn(&Path);
 
-/// What is done to the files of a running store, and how it is undone where it can be.
+/// A change to the files of a running store, and how to undo it where that is possible.
 const FILE_CHANGES: [(&str, FileChange, Option<FileChange>); 6] = [
     (
         "the directory is renamed",
@@ -80,7 +80,7 @@ async fn a_quiet_store_notices_that_its_files_are_gone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("data");
     let store = open(&path, RETAIN_ALL).unwrap();
-    // The writer has made its files by then, and adds none while the directory is deleted.
+    // The writer has created its files by then, and creates none while the directory is deleted.
     StreamFixture::open(&store, "queues").await.append(1).await.unwrap();
     fs::remove_dir_all(&path).unwrap();
     for _ in 0..500 {

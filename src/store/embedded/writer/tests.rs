@@ -1,4 +1,5 @@
-//! A disk without room, made by limiting the database's pages: what is refused, what goes on, and what comes back.
+//! A full disk, simulated by a limit on the database's pages: which writes are rejected, which succeed, and how the
+//! store recovers.
 
 #![expect(clippy::unwrap_in_result, reason = "a test that cannot go on fails")]
 
@@ -38,7 +39,7 @@ fn append(writer: &mut EmbeddedWriter, append: Append) -> Result<(), AppendError
     answer.try_recv().unwrap()
 }
 
-/// No further pages than there are now, or as many as anyone likes.
+/// Limits the database to its current pages, or removes the limit.
 fn limit_disk(writer: &EmbeddedWriter, full: bool) {
     let pages: i64 = writer.connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
     let max = if full { pages } else { 1 << 30 };
