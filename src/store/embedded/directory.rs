@@ -210,7 +210,7 @@ impl Directory {
 
 /// Creates the directory and its missing parents with permissions for this user alone, and syncs the parents.
 fn make_directory(path: &Path) -> io::Result<()> {
-    // The system's error says that the file exists, which misleads: a file is in the place of a directory.
+    // The system reports that the file exists; the real cause is a file in place of a directory.
     if let Some(file) = path.ancestors().find(|at| at.exists()).filter(|at| !at.is_dir()) {
         let why = format!("{} is a file where a directory is expected", file.display());
         return Err(io::Error::new(io::ErrorKind::NotADirectory, why));

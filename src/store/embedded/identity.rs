@@ -68,7 +68,7 @@ pub(super) fn origin(
     Ok(if found.is_some_and(is_same) { StoreOrigin::Original } else { StoreOrigin::Copy })
 }
 
-/// Creates the next seal, and stores its name together with the changes of a new epoch in one step.
+/// Creates the next seal. One transaction stores its name and, for a copy, begins new epochs.
 pub(super) fn reseal(
     connection: &mut Connection,
     directory: &Directory,

@@ -1,4 +1,4 @@
-//! Which Redis is meant: read from a URL, and printed without its password.
+//! The address of Redis: parsed from a URL, and printed without its password.
 
 use std::{fmt, str::FromStr};
 
@@ -7,21 +7,21 @@ use crate::model::Secret;
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
-/// A server, a primary that Sentinels know by name, or a cluster.
+/// A server, a primary that Sentinels find by name, or a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     pub topology: Topology,
-    /// One server; or some of the Sentinels or of the cluster's nodes, the rest are found.
+    /// One server, or some of the Sentinels or of the cluster's nodes; the client finds the rest.
     pub hosts: Vec<RedisHost>,
     pub tls: bool,
     pub user: Option<String>,
     pub password: Option<Secret>,
     pub database: i64,
-    /// What the Sentinels want, where that is not what the server wants. No part of a URL.
+    /// The login for the Sentinels, where it differs from the server's. Not part of a URL.
     pub sentinels: Option<RedisLogin>,
 }
 
-/// A password, and the user that it belongs to: without one the default user.
+/// A password and its user; without a user, the default user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisLogin {
     pub user: Option<String>,
@@ -31,11 +31,11 @@ pub struct RedisLogin {
 /// How the primary is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Topology {
-    /// It is the host.
+    /// The primary is the host.
     Single,
-    /// The Sentinels are asked for the primary of this name.
+    /// The Sentinels name the primary of this name.
     Sentinel { primary: String },
-    /// Each key has its own.
+    /// Each key has its own primary.
     Cluster,
 }
 
@@ -47,7 +47,7 @@ pub struct RedisHost {
 }
 
 impl RedisHost {
-    /// Whether what is said to it stays on this machine.
+    /// Whether traffic to this host stays on this machine.
     pub fn is_loopback(&self) -> bool {
         self.name == "localhost" || self.name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
@@ -62,7 +62,7 @@ impl fmt::Display for RedisHost {
     }
 }
 
-/// The text is no address of a Redis. It never repeats the text, which may hold a password.
+/// The text is not a Redis address. The error never repeats the text, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     #[error(
@@ -84,23 +84,23 @@ pub enum AddressError {
 }
 
 impl Address {
-    /// Whether user or password would be readable on a network.
+    /// Whether user or password would travel unencrypted over a network.
     pub fn exposes_credentials(&self) -> bool {
         self.password.is_some() && !self.tls && !self.is_loopback()
     }
 
-    /// What the server wants.
+    /// The login for the server.
     pub fn login(&self) -> Option<RedisLogin> {
         self.password.clone().map(|password| RedisLogin { user: self.user.clone(), password })
     }
 
-    /// Whether both lead to the same data, by whatever login.
+    /// Whether both addresses lead to the same data, with any login.
     pub fn is_same_server(&self, other: &Self) -> bool {
         let place = |address: &Self| (address.topology.clone(), address.hosts.clone(), address.tls, address.database);
         place(self) == place(other)
     }
 
-    /// Whether everything that is known of it lies on this machine.
+    /// Whether all configured hosts are on this machine.
     pub fn is_loopback(&self) -> bool {
         self.hosts.iter().all(RedisHost::is_loopback)
     }
@@ -203,7 +203,7 @@ fn number(digits: &str) -> Result<i64, AddressError> {
     digits.parse().ok().filter(|number| *number >= 0).ok_or(AddressError::Database)
 }
 
-/// `%41` is `A`.
+/// Decodes percent-encoding: `%41` is `A`.
 fn unescape(text: &str) -> Result<String, AddressError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,8 +1,8 @@
-//! The way to Redis: one handle over a server, a primary behind Sentinels, or a cluster.
+//! The connection to Redis: one handle over a server, a primary behind Sentinels, or a cluster.
 //!
-//! It dials when it is needed, forgets a connection that failed or leads to a server that is no primary (any more), and
-//! dials anew. It never sends a command twice by itself: whether that may be done only the caller knows. (The client of
-//! a cluster does, after a redirection and after a lost connection: what changes something must bear it.)
+//! It dials on demand, drops a connection that failed or whose server is not (or no longer) a primary, and dials again.
+//! It never repeats a command, because only the caller can decide whether that is safe. (The cluster client repeats
+//! commands after a redirection and after a lost connection, so a command that changes data must be idempotent there.)
 
 mod dial;
 mod fault;
@@ -27,16 +27,16 @@ pub use self::{fault::CommandError, listener::PubSubListener, script::LuaScript}
 use super::{address::Address, credentials::Credentials};
 use crate::{clock, protocol::backoff::BackoffCurve};
 
-/// Delays between dials that failed.
+/// Delays between failed dials.
 const REDIAL_BACKOFF: BackoffCurve =
     BackoffCurve { first: Duration::from_millis(50), cap: Duration::from_secs(1), jitter: 0.2 };
 
-/// How long is waited.
+/// The timeouts.
 #[derive(Debug, Clone, Copy)]
 pub struct RedisTimeouts {
-    /// From dialling until the server has greeted, Sentinels and all.
+    /// From the dial to the server's greeting, including the Sentinels.
     pub connect: Duration,
-    /// For the answer to one command.
+    /// For the reply to one command.
     pub response: Duration,
 }
 
@@ -46,7 +46,7 @@ impl Default for RedisTimeouts {
     }
 }
 
-/// A handle; clones share the connection, and commands of all of them are sent in the order of their calls.
+/// A handle. Clones share the connection, and their commands are sent in the order of the calls.
 #[derive(Clone)]
 pub struct RedisConnection {
     shared: Arc<ConnectionShared>,
@@ -56,16 +56,16 @@ struct ConnectionShared {
     address: Address,
     credentials: Credentials,
     timeouts: RedisTimeouts,
-    /// Where the connection's own task runs, whoever happens to dial.
+    /// The runtime of the connection's task, for every caller that dials.
     runtime: Handle,
-    /// One dials, the others wait for the outcome.
+    /// One caller dials; the others wait for the outcome.
     dialling: Semaphore,
     link: Mutex<ConnectionState>,
 }
 
 /// The state of the connection.
 enum ConnectionState {
-    /// `serial` tells it from those before and after.
+    /// `serial` identifies the connection among earlier and later ones.
     Up {
         driver: DriverConnection,
         serial: u64,
@@ -77,24 +77,24 @@ enum ConnectionState {
 /// There is no connection.
 #[derive(Debug, Clone)]
 struct Outage {
-    /// Dials that failed since there was one.
+    /// Failed dials since the last connection.
     failures: u32,
-    /// Not before then; none is at once.
+    /// The earliest time of the next dial; none: immediately.
     redial_at: Option<Instant>,
     why: String,
-    /// Of the last connection.
+    /// The serial of the last connection.
     serial: u64,
 }
 
-/// One of a handle's connections, told from those before and after. What a server remembers of a connection (the keys
-/// it watches) is forgotten with it.
+/// Identifies one connection of a handle among earlier and later ones. The state that a server keeps for a connection
+/// (the keys that it watches) ends with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionId(u64);
 
-/// One for each command that was sent together with others.
+/// One answer for each command that was sent in one batch.
 pub type Answers = Vec<Result<Value, CommandError>>;
 
-/// What carries commands.
+/// The client that sends commands.
 #[derive(Clone)]
 enum DriverConnection {
     Single(MultiplexedConnection),
@@ -102,12 +102,12 @@ enum DriverConnection {
 }
 
 impl RedisConnection {
-    /// A handle for `address`. It does not dial yet. Connections live on the runtime that this is called in.
+    /// A handle for `address`. It does not dial yet. Connections run on the runtime of the caller.
     pub fn new(address: Address, limits: RedisTimeouts) -> Self {
         Self::with(address, Credentials::default(), limits)
     }
 
-    /// The same with logins that are read for each dial.
+    /// A handle for `address` with logins that are read for each dial.
     pub fn with(address: Address, credentials: Credentials, limits: RedisTimeouts) -> Self {
         let down = Outage { failures: 0, redial_at: None, why: "it was not dialled yet".to_owned(), serial: 0 };
         let shared = ConnectionShared {
@@ -121,14 +121,14 @@ impl RedisConnection {
         Self { shared: Arc::new(shared) }
     }
 
-    /// A connection of its own to the same address: for what must not wait behind other commands. It lives on the
-    /// runtime that this is called in.
+    /// A separate connection to the same address, for commands that must not wait behind others. It runs on the runtime
+    /// of the caller.
     pub fn dedicated(&self) -> Self {
         self.dedicated_within(self.shared.timeouts)
     }
 
-    /// The same with a patience of its own. Whoever has less than the connection has better tell it: an answer that
-    /// nobody waits for any more does not give a dead connection away.
+    /// A separate connection to the same address with its own timeouts. A caller that waits for a shorter time must set
+    /// them: only an answer that times out here reveals a dead connection.
     pub fn dedicated_within(&self, limits: RedisTimeouts) -> Self {
         Self::with(self.shared.address.clone(), self.shared.credentials.clone(), limits)
     }
@@ -137,7 +137,7 @@ impl RedisConnection {
         &self.shared.address
     }
 
-    /// Whether there is a connection, else why not.
+    /// The reason why there is no connection; Ok when there is one.
     pub fn health(&self) -> Result<(), String> {
         match &*self.shared.link() {
             ConnectionState::Up { .. } => Ok(()),
@@ -146,12 +146,12 @@ impl RedisConnection {
         }
     }
 
-    /// Whether it was ended.
+    /// Whether the handle was closed.
     pub fn is_closed(&self) -> bool {
         matches!(&*self.shared.link(), ConnectionState::Closed)
     }
 
-    /// Sends one command and waits for its answer.
+    /// Sends one command and waits for its reply.
     pub async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, CommandError> {
         let (mut wire, serial) = self.driver().await?;
         let answer = match &mut wire {
@@ -162,8 +162,8 @@ impl RedisConnection {
         redis::from_redis_value(answer).map_err(|error| CommandError::NoAnswer(error.to_string()))
     }
 
-    /// Sends all commands at once, and waits for their answers. They are done in order, others' may come between. In a
-    /// cluster all go to the primary that has `key`.
+    /// Sends all commands in one batch and waits for their replies. They run in order; commands of other callers may
+    /// run in between. In a cluster all go to the primary that has `key`.
     pub async fn run_all(&self, key: &str, commands: &Pipeline) -> Result<Vec<Value>, CommandError> {
         let (mut wire, serial) = self.driver().await?;
         let count = commands.len();
@@ -180,14 +180,15 @@ impl RedisConnection {
         }
     }
 
-    /// The connection that what follows is sent over, dialled if need be.
+    /// The id of the current connection; dials if there is none.
     pub async fn pin(&self) -> Result<ConnectionId, CommandError> {
         self.driver().await.map(|(_, serial)| ConnectionId(serial))
     }
 
-    /// Sends all commands at once over that connection, and waits for their answers, refusals among them. The first
-    /// `unanswered` of them tell the server not to answer, and the one behind those that it shall again. Nothing is
-    /// sent, and there are no answers, when it was lost. (Nor in a cluster, where commands go over many.)
+    /// Sends all commands in one batch over that connection and waits for their replies, including errors. The first
+    /// `unanswered` commands get no reply: they run with CLIENT REPLY OFF, and the next command sets it ON again. If
+    /// the connection was lost, nothing is sent and the result is none. In a cluster the result is always none, because
+    /// commands go over several connections.
     pub async fn run_pinned(
         &self,
         tie: ConnectionId,
@@ -205,13 +206,13 @@ impl RedisConnection {
         Ok(Some(answers.into_iter().map(judged).collect()))
     }
 
-    /// Ends that connection, of which nobody knows any more which answer belongs to which command.
+    /// Ends that connection, because its replies can no longer be matched to commands.
     pub fn discard(&self, tie: ConnectionId, why: &str) {
         let ConnectionId(serial) = tie;
         self.shared.mark_lost(serial, why);
     }
 
-    /// Runs a script, which touches only the keys it is given (in a cluster all of one slot).
+    /// Runs a script, which touches only the keys in `keys` (in a cluster all of one slot).
     pub async fn call<T: FromRedisValue>(
         &self,
         script: &LuaScript,
@@ -220,14 +221,14 @@ impl RedisConnection {
     ) -> Result<T, CommandError> {
         let by_name = self.run(&script.by_name(keys, arguments)).await;
         match by_name {
-            // The server was restarted, or never saw it.
+            // The server was restarted, or never had the script.
             Err(error) if error.code() == Some("NOSCRIPT") => self.run(&script.in_full(keys, arguments)).await,
             answer => answer,
         }
     }
 
-    /// Hears what is published on channels, over a connection of its own. What was published while there was none is
-    /// lost: read the key that it was about anew.
+    /// Subscribes to channels over a separate connection. Messages that are published while it is not connected are
+    /// lost: then read the key in question again.
     pub async fn listen(&self, channels: &[&str]) -> Result<PubSubListener, CommandError> {
         let ConnectionShared { address, credentials, timeouts: limits, .. } = &*self.shared;
         let connecting = async {
@@ -242,12 +243,12 @@ impl RedisConnection {
         opened.unwrap_or_else(|_| Err(CommandError::NotSent(connect_timed_out(limits.connect))))
     }
 
-    /// Ends it: nothing is sent any more.
+    /// Closes the handle: it sends no further commands.
     pub fn close(&self) {
         *self.shared.link() = ConnectionState::Closed;
     }
 
-    /// The connection, dialled if need be; and its serial.
+    /// The connection and its serial; dials if there is none.
     async fn driver(&self) -> Result<(DriverConnection, u64), CommandError> {
         if let Some(up) = self.shared.current()? {
             return Ok(up);
@@ -272,7 +273,7 @@ impl RedisConnection {
         self.shared.record_dial(outcome, serial)
     }
 
-    /// For a server that hangs up while nobody asks it anything.
+    /// The callback for a server that closes the connection while no command waits.
     fn lost_callback(&self, serial: u64) -> impl Fn() + Send + Sync + 'static {
         let shared = Arc::downgrade(&self.shared);
         move || {
@@ -282,7 +283,7 @@ impl RedisConnection {
         }
     }
 
-    /// What an error means, here and for the caller.
+    /// Converts an error for the caller, and ends the connection where the error requires it.
     fn classify(&self, error: &redis::RedisError, serial: u64) -> CommandError {
         let error = CommandError::of(error);
         if error.ends_connection() {
@@ -312,7 +313,7 @@ impl ConnectionShared {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection; none when it is time to dial.
+    /// The connection; none when the caller may dial now.
     fn current(&self) -> Result<Option<(DriverConnection, u64)>, CommandError> {
         match &*self.link() {
             ConnectionState::Up { driver: wire, serial } => Ok(Some((wire.clone(), *serial))),
@@ -348,7 +349,7 @@ impl ConnectionShared {
         }
     }
 
-    /// The connection with this serial is of no use any more; the next command dials.
+    /// Marks the connection with this serial as lost; the next command dials.
     fn mark_lost(&self, lost: u64, why: &str) {
         let mut link = self.link();
         if let ConnectionState::Up { serial, .. } = &*link

@@ -1,5 +1,5 @@
-//! The logins that are configured beside the URL, or in a URL that is itself a secret. They are read anew for each
-//! connection, so that a changed password is used from the next one on.
+//! The logins that are configured in addition to the URL, or in a URL that is itself a secret. They are read again for
+//! each connection, so the next connection uses a changed password.
 
 use super::address::{Address, AddressError, RedisLogin};
 use crate::{
@@ -8,19 +8,19 @@ use crate::{
     telemetry::chain,
 };
 
-/// Where logins are found. By default only in the URL.
+/// The sources of logins. By default only the URL.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
-    /// The URL, where it is a secret.
+    /// The URL, if it is a secret.
     pub url: Option<SecretRef>,
-    /// In place of the URL's.
+    /// Replaces the URL's user.
     pub username: Option<String>,
-    /// In place of the URL's.
+    /// Replaces the URL's password.
     pub password: Option<SecretRef>,
     pub sentinel_username: Option<String>,
-    /// Without it the server's login is tried at the Sentinels.
+    /// The password of the Sentinels. Without it, the server's login is tried.
     pub sentinel_password: Option<SecretRef>,
-    /// A password may travel in plain text.
+    /// Permits a password over an unencrypted connection.
     pub insecure: bool,
 }
 
@@ -36,7 +36,7 @@ pub enum CredentialsError {
 }
 
 impl Credentials {
-    /// The address that the URL has now: `configured`, unless it is a secret.
+    /// The current address: `configured`, unless the URL is a secret.
     pub async fn locate(&self, configured: &Address) -> Result<Address, CredentialsError> {
         let Some(url) = &self.url else { return Ok(configured.clone()) };
         let address: Address = read("url", url).await?.expose().parse()?;
@@ -46,8 +46,8 @@ impl Credentials {
         Ok(address)
     }
 
-    /// The address with the logins as they are now. A URL that leads elsewhere by now gives none: where the data is
-    /// does not change while the store is open.
+    /// The address with the current logins. Fails if the URL now names another server: the location of the data does
+    /// not change while the store is open.
     pub(super) async fn resolve(&self, address: &Address) -> Result<Address, CredentialsError> {
         let mut complete = self.locate(address).await?;
         if !complete.is_same_server(address) {

@@ -1,6 +1,6 @@
-//! Following a log that another process writes to: one connection of its own, and one command on it that waits.
+//! Follows a log that another process writes to: a dedicated connection with one blocking command.
 //!
-//! It remembers nothing between two answers but its connection, so it may be dropped at any moment.
+//! Between two answers it keeps no state but its connection, so it may be dropped at any moment.
 
 use std::{
     collections::BTreeMap,
@@ -27,19 +27,19 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Where nothing is appended, the server is asked this often: once for entries, once for the epoch.
+/// How often an idle follower asks the server: for entries, and for the epoch.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// About the bytes of one answer; what is beyond them comes with the next one.
+/// The approximate size of one answer; further entries come with the next one.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// How often the same failure is logged.
+/// The interval at which the same failure is logged again.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Delays after failures.
 const RETRY: BackoffCurve = BackoffCurve { first: Duration::from_millis(50), cap: Duration::from_secs(1), jitter: 0.2 };
 
-/// Delays while entries are there that no replica is known to have.
+/// Delays while entries exist that no replica has confirmed.
 const UNREPLICATED_BACKOFF: BackoffCurve =
     BackoffCurve { first: Duration::from_millis(4), cap: Duration::from_millis(500), jitter: 0.0 };
 
@@ -50,23 +50,24 @@ pub struct RedisFollower {
     stream: StreamName,
     view: Arc<LogView>,
     connection: RedisConnection,
-    /// How long the server waits for entries before it says that there are none.
+    /// How long the server waits for entries before it returns none.
     block_timeout: Duration,
-    /// Answers in a row that were none, and that held nothing that may be shown.
+    /// Failed requests in a row.
     failures: u32,
+    /// Answers in a row whose entries no replica has confirmed.
     unreplicated_replies: u32,
-    /// How many entries the next answer may have, by the size of those of the last one.
+    /// The maximum number of entries in the next answer, from the size of the entries in the last one.
     count: usize,
-    /// When a failure was logged last, and its text.
+    /// The time and the text of the last logged failure.
     last_logged: Option<(Instant, String)>,
 }
 
 /// Why the log could not be followed.
 #[derive(Debug)]
 enum FollowError {
-    /// The server was not reached, or takes no commands now.
+    /// The server was not reached, or accepts no commands now.
     Unreachable(ReadError),
-    /// What it holds cannot be shown.
+    /// The content of the log cannot be read.
     Unreadable(ReadError),
 }
 
@@ -76,26 +77,26 @@ impl From<ReadError> for FollowError {
     }
 }
 
-/// What the server said.
+/// An answer of the server.
 #[derive(Debug)]
 struct FollowReply {
     entries: Vec<RedisEntry>,
-    /// None where the log has no head, or one that no writer has been at.
+    /// None where the log has no head, or no writer has claimed it.
     epoch: Option<Epoch>,
-    /// Up to where replicas have it.
+    /// The offset up to which replicas have the log.
     replicated_up_to: String,
     first: Option<Offset>,
 }
 
-/// What an answer means for somebody who knows the log up to an entry of an epoch.
+/// The consequence of an answer for a follower that has read up to an entry of an epoch.
 #[derive(Debug, PartialEq, Eq)]
 enum FollowDecision {
     Nothing,
-    /// There is something that may not be shown yet.
+    /// There are entries that are not visible yet.
     NotYetVisible,
-    /// So many of the entries follow.
+    /// This number of entries follows.
     Entries(usize),
-    /// The log is not the one that was known, or goes on elsewhere.
+    /// The log is in another epoch, or does not continue at the expected entry.
     Diverged,
 }
 
@@ -115,7 +116,7 @@ impl RedisFollower {
         }
     }
 
-    /// Waits for what is news to somebody who knows the log up to `last` of `epoch`. Fails only when the store is closed.
+    /// Waits for an update after the entry `last` of `epoch`. Fails only when the store is closed.
     pub(in crate::store) async fn next(&mut self, epoch: Epoch, last: Offset) -> Result<LogUpdate, ReadError> {
         loop {
             if self.store.shared.connection.is_closed() {
@@ -161,7 +162,7 @@ impl RedisFollower {
         }
     }
 
-    /// The entries after `last`, and then what the head says: so it is not older than they are.
+    /// Reads the entries after `last` and then the head, so the head is not older than the entries.
     async fn poll(&self, last: Offset) -> Result<FollowReply, FollowError> {
         let keys = &self.view.keys;
         let answers = match self.connection.run_all(&keys.log, &self.request(last)).await {
@@ -176,7 +177,7 @@ impl RedisFollower {
         let unusable = |field, text: &str| ReadError(head::describe_field(&keys.head, field, text));
         let written = |digits: &String| head::parse_epoch(digits).filter(|_| !digits.is_empty());
         let epoch = epoch.map(|digits| written(&digits).ok_or_else(|| unusable("epoch", &digits))).transpose()?;
-        // One that makes no sense is written anew by the owner. The newest entry is always kept.
+        // The owner overwrites an invalid value. The newest entry is always kept.
         let first = first.and_then(|digits| head::parse_offset(&digits)).filter(|first| *first <= last.next());
         let counts = self.store.shared.settings.durability == Durability::Replicated;
         if let Some(digits) = safe.as_deref().filter(|digits| counts && head::parse_offset(digits).is_none()) {
@@ -195,7 +196,7 @@ impl RedisFollower {
         }
     }
 
-    /// What a command that failed means.
+    /// Classifies a failed command.
     async fn classify(&self, error: CommandError) -> FollowError {
         match append_error(&error) {
             AppendError::UnusableLog(_) if error.code() == Some("WRONGTYPE") => {
@@ -217,7 +218,7 @@ impl RedisFollower {
         question
     }
 
-    /// Logs another failure at once, the same one each `LOG_INTERVAL`, and waits.
+    /// Logs a new failure immediately and the same failure once per `LOG_INTERVAL`, then waits.
     async fn recover(&mut self, trouble: FollowError) {
         metrics::store_failed("read");
         let error = match trouble {
@@ -252,7 +253,7 @@ fn decide(
     let shown = head::high_watermark(newest.offset, safe, durability).ok_or_else(malformed)?;
     let len = entries.partition_point(|entry| entry.offset <= shown);
     Ok(match (epoch, &entries[..len]) {
-        // Until somebody has claimed it, nobody knows what becomes of it.
+        // Until a writer has claimed the log, its epoch is undecided.
         (None, _) => FollowDecision::NotYetVisible,
         (Some(epoch), _) if epoch != known.0 => FollowDecision::Diverged,
         (Some(_), []) => FollowDecision::NotYetVisible,

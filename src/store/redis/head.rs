@@ -1,4 +1,4 @@
-//! What a log's head says, as the scripts tell it.
+//! Decodes a log's head from the answers of the scripts.
 
 use super::{
     Durability,
@@ -10,16 +10,16 @@ use crate::{
     store::{LogBounds, LogState},
 };
 
-/// What a claim finds.
+/// The result of a claim.
 #[derive(Debug)]
 pub(super) struct ClaimedHead {
     pub(super) state: LogState,
-    /// Which the first append has.
+    /// The turn of the first append.
     pub(super) turn: u64,
     pub(super) skew: ClockSkew,
 }
 
-/// A field that makes no sense, and what it holds.
+/// A field with an invalid value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MalformedField {
     field: &'static str,
@@ -32,7 +32,7 @@ impl MalformedField {
     }
 }
 
-/// What the script that looks returns.
+/// Decodes the answer of the script that reads the bounds.
 pub(super) fn read_bounds(answer: &[String], durability: Durability) -> Result<LogBounds, MalformedField> {
     let [epoch, earlier, last, safe, first] = answer else {
         return Err(MalformedField::new("(all)", &answer.join(", ")));
@@ -45,7 +45,7 @@ pub(super) fn read_bounds(answer: &[String], durability: Durability) -> Result<L
     Ok(LogBounds { lineage: lineage(epoch, earlier)?, first: first_of(first, newest)?, last })
 }
 
-/// Why a head cannot be used, for people.
+/// The message for a head that cannot be used.
 pub(super) fn describe_malformed(key: &str, MalformedField { field, value }: &MalformedField) -> String {
     describe_field(key, field, value)
 }
@@ -57,7 +57,7 @@ pub(super) fn describe_field(head: &str, field: &str, value: &str) -> String {
     )
 }
 
-/// What the script that opens says, under the fence with `nonce`, when our clock says `now`.
+/// Decodes the answer of the claim script, under the fence with `nonce`, at the local time `now`.
 pub(super) fn read_claim(
     answer: &[String],
     nonce: u128,
@@ -82,8 +82,8 @@ pub(super) fn read_claim(
     Ok(ClaimedHead { state, turn: parse_count(turn).ok_or_else(|| MalformedField::new("turn", turn))?, skew })
 }
 
-/// The newest entry that may be shown. A log that was written without waiting for replicas says nothing about them:
-/// what it has was shown then.
+/// The newest visible entry. A log that was written without waiting for replicas has no field for them: all its entries
+/// were visible then.
 pub(super) fn high_watermark(last: Offset, safe: &str, durability: Durability) -> Option<Offset> {
     match (durability, safe) {
         (Durability::Written, _) | (Durability::Replicated, "") => Some(last),
@@ -102,7 +102,7 @@ fn ended_epoch(text: &str) -> Option<(Epoch, Offset)> {
     Some((self::parse_epoch(epoch)?, parse_offset(end)?))
 }
 
-/// An epoch as the head has it; none was begun where it says nothing.
+/// An epoch in the format of the head; an empty text means that none has begun.
 pub(super) fn parse_epoch(text: &str) -> Option<Epoch> {
     match text {
         "" => Some(Epoch::NONE),
@@ -130,7 +130,8 @@ fn checkpoint(
     }
 }
 
-/// The feed that this position is of. None where an earlier version moved the position since: it moves no feed.
+/// The feed of this position. None if an earlier version has moved the position since, because it does not update the
+/// feed.
 pub(super) fn feed_of(text: &str, position: &str) -> Option<FeedId> {
     let mut words = text.split(' ');
     let feed = words.next().and_then(FeedId::parse)?;
@@ -148,11 +149,11 @@ pub(super) fn parse_offset(digits: &str) -> Option<Offset> {
     parse_count(digits).map(Offset)
 }
 
-/// Scripts count in doubles, which are exact up to 15 digits. A longer number was not counted up by any replica: the
-/// stream that it belongs to is refused, before anybody adds to it.
+/// Scripts count in doubles, which are exact up to 15 digits. No replica counts up to a longer number, so its stream is
+/// rejected before a writer changes the number.
 const DIGITS_MAX: usize = 15;
 
-/// A number that replicas count up.
+/// Parses a number that replicas increment.
 pub(crate) fn parse_count(digits: &str) -> Option<u64> {
     let sound = !digits.is_empty() && digits.len() <= DIGITS_MAX && digits.bytes().all(|byte| byte.is_ascii_digit());
     digits.parse().ok().filter(|_| sound)

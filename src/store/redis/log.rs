@@ -1,4 +1,4 @@
-//! One stream's log as its writer has it.
+//! One stream's log for its writer.
 
 mod append;
 mod append_path;
@@ -27,13 +27,13 @@ use crate::{
     store::{Append, AppendError, LogState, ObservedLog, Retention},
 };
 
-/// Entries that one step of the retention removes.
+/// The number of entries that one retention step removes.
 const TRIM_SLICE: usize = 256;
 
-/// A claim names so many epochs that were seen.
+/// The maximum number of observed epochs that a claim sends.
 const EPOCHS_SEEN_MAX: usize = 32;
 
-/// What the server runs.
+/// The scripts of a log.
 #[derive(Debug)]
 pub(super) struct RedisLog {
     pub(super) bounds: LuaScript,
@@ -60,7 +60,7 @@ pub(super) struct Log {
     stream: StreamName,
     epoch: Epoch,
     pub(super) fence: Fence,
-    /// Of the server's clock; measured with the claim and whenever the retention is looked after.
+    /// The offset of the server's clock, measured at the claim and at each retention run.
     skew: ClockSkew,
     durability: Durability,
     path: AppendPath,
@@ -68,25 +68,26 @@ pub(super) struct Log {
     state: Mutex<AppendState>,
 }
 
-/// Where the next append goes.
+/// The state of the next append.
 #[derive(Debug)]
 struct AppendState {
-    /// Appends done under this fence: the server compares it, so that none is done twice or out of turn.
+    /// Appends applied under this fence. The server compares it, so no append is applied twice or out of order.
     turn: u64,
     last: Offset,
-    /// What is known to be replicated, where that counts; and up to where the log says so.
+    /// The offset that replicas have confirmed, where durability requires it. The next field is the offset that the
+    /// log's head publishes.
     replicated_up_to: Offset,
     published_up_to: Offset,
-    /// An append of which it is not known whether it was done. Nothing else is appended before that is known.
+    /// An append with an unknown outcome. Nothing else is appended before its outcome is known.
     unresolved: Option<Identity>,
-    /// Why the last append has to be tried again.
+    /// The error of the last append, which must be retried.
     last_error: Option<String>,
     /// The claim found a loss, and nothing was appended since.
     gap_pending: bool,
 }
 
 impl Log {
-    /// Takes the log over, under a new fence or the one given, for a process that has seen entries of it.
+    /// Claims the log, under a new fence or the given one, for a process that has read entries of it.
     pub(super) async fn claim(
         shared: &RedisConnection,
         scripts: Arc<RedisLog>,
@@ -145,7 +146,7 @@ impl Log {
         Ok((log, state))
     }
 
-    /// Whether the last append was done, else why not.
+    /// The reason why the last append failed; Ok when it was applied.
     pub(super) fn health(&self) -> Result<(), String> {
         self.state().last_error.clone().map_or(Ok(()), Err)
     }
@@ -161,7 +162,7 @@ impl Log {
         self.complete(answer, identity)
     }
 
-    /// Lets those who follow from afar show what a replica has. When it is not done the next append does it.
+    /// Makes replicated entries visible to followers in other processes. If this fails, the next append does it.
     pub(super) async fn publish_high_watermark(&self) -> Result<(), CommandError> {
         let (replicated_up_to, published_up_to) = {
             let writing = self.state();
@@ -177,7 +178,7 @@ impl Log {
         Ok(())
     }
 
-    /// Removes what outlived the retention, and looks what the server's clock says.
+    /// Removes expired entries, and measures the server's clock.
     pub(super) async fn trim(&self, retention: &Retention, now: Timestamp) -> Result<(), CommandError> {
         let arguments = [
             self.fence.number.to_string(),
@@ -201,7 +202,7 @@ impl Log {
         }
     }
 
-    /// Where this append goes.
+    /// The target of this append.
     fn prepare(&self, append: &Append, identity: &Identity) -> Result<AppendTarget, AppendError> {
         if append.fence != self.fence {
             return Err(AppendError::Fenced);
@@ -265,7 +266,7 @@ impl Log {
                     writing.unresolved = Some(identity);
                 }
                 let verdict = append_error(&error);
-                // What is wrong with one stream does not keep the process from serving the others.
+                // An error of one stream does not affect the health of the others.
                 if !matches!(verdict, AppendError::UnusableLog(_)) {
                     writing.last_error = Some(error.to_string());
                 }
@@ -274,7 +275,7 @@ impl Log {
         }
     }
 
-    /// Why the batches do not follow what is held.
+    /// Why the batches do not follow the end of the log.
     fn discontinuity(&self, mut last: Offset, batches: &[Arc<Batch>]) -> Option<String> {
         for batch in batches {
             if batch.first() != last.next() || batch.epoch() != self.epoch {
@@ -290,7 +291,7 @@ impl Log {
     }
 }
 
-/// Why a claim was refused; none where it was not.
+/// Why a claim was rejected; none if it succeeded.
 fn claim_error(answer: &[String], LogKeys { head, log }: &LogKeys) -> Option<AppendError> {
     let why = match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["fenced"] => return Some(AppendError::Fenced),
@@ -303,14 +304,14 @@ fn claim_error(answer: &[String], LogKeys { head, log }: &LogKeys) -> Option<App
     Some(AppendError::UnusableLog(why))
 }
 
-/// The epochs that were seen, each with its last entry, the present one at the end.
+/// The observed epochs, each with its last entry, the current one at the end.
 fn epochs_seen(ObservedLog { lineage, last }: &ObservedLog) -> String {
     let present = (lineage.current() != Epoch::NONE).then_some((lineage.current(), *last));
     let earlier = &lineage.earlier()[lineage.earlier().len().saturating_sub(EPOCHS_SEEN_MAX)..];
     earlier.iter().copied().chain(present).map(|(epoch, end)| format!("{}:{end} ", epoch_text(epoch))).collect()
 }
 
-/// Why an append did not find the log where it was left.
+/// The message for a log that another writer or a rollback has changed since the last append.
 fn moved(head: &str, last: &str, expected: Offset) -> String {
     match last == expected.to_string() {
         true => format!("{head} has another epoch or turn than this replica left there (last: {expected})"),
@@ -318,11 +319,12 @@ fn moved(head: &str, last: &str, expected: Offset) -> String {
     }
 }
 
-/// Later versions of the server set no stream back behind an entry that was deleted from it.
+/// Later server versions do not reset a stream to an id below an entry that was deleted from it.
 const RESET_ADVICE: &str = "the stream goes on by itself then. If the server refuses XSETID for its max_deleted_entry_id, \
     move the log away (RENAME) or delete it: the stream goes on behind its end, after a gap";
 
-/// An entry that was added and deleted, or an end that was set, keeps Redis from adding entries in order.
+/// The message for a log whose last id is above its last entry: an entry was added and deleted, or the id was set.
+/// Redis then rejects the next entry.
 fn ahead(log: &str, top: &str, last: &str) -> String {
     format!(
         "{log} was set ahead of its entries: its last-generated-id is {}, and its last entry is {last}, so that Redis \
@@ -339,12 +341,12 @@ fn foreign(log: &str, id: &str) -> String {
     )
 }
 
-/// What the writer is to do after a failure.
+/// Converts a failed command into the error of an append.
 pub(super) fn append_error(error: &CommandError) -> AppendError {
     match error {
         CommandError::NotSent(_) | CommandError::NoAnswer(_) => AppendError::Unavailable(error.to_string()),
         CommandError::Refused { code, .. } => match code.as_str() {
-            // Full, not writable, not the primary, not yet: it passes, or an operator makes it pass.
+            // Full, not writable, not the primary, or not ready: temporary, or an operator resolves it.
             "OOM" | "MISCONF" | "NOREPLICAS" | "READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN"
             | "BUSY" | "EXECABORT" | "MOVED" | "ASK" | "NOAUTH" | "NOPERM" | "UNBLOCKED" => {
                 AppendError::Unavailable(error.to_string())

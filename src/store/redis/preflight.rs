@@ -46,7 +46,7 @@ pub(super) async fn run(connection: &RedisConnection, settings: &Settings) -> Re
     match durability {
         Durability::Written => (),
         Durability::Replicated => {
-            // For no replica, and without waiting.
+            // For zero replicas, so it returns immediately.
             connection.run_all(&probe, pipe().cmd("WAIT").arg(0).arg(1)).await?;
         }
     }
@@ -59,7 +59,7 @@ async fn server_info(connection: &RedisConnection, probe: &str) -> Result<String
     Ok(answers.into_iter().next().and_then(text).unwrap_or_default())
 }
 
-/// The server's schedule of snapshots; none where it may not be read.
+/// The server's snapshot schedule; none where the user may not read it.
 async fn save(connection: &RedisConnection, probe: &str) -> Option<String> {
     let answers = connection.run_all(probe, pipe().cmd("CONFIG").arg("GET").arg("save")).await.ok()?;
     let pairs: Vec<(String, String)> = redis::from_redis_value(answers.into_iter().next()?).ok()?;
@@ -74,12 +74,12 @@ async fn permissions(connection: &RedisConnection, probe: &str, channel: &str) -
     if !refused.is_empty() {
         return Err(UnsupportedServer::Forbidden(refused.join("; ")));
     }
-    // The server has the script now: this tries EVALSHA.
+    // The server has the script now, so this call tries EVALSHA.
     let _: Vec<String> = connection.run(&script.by_name(&[probe], &[channel])).await?;
     let _: Value = connection.run(cmd("XRANGE").arg(probe).arg("-").arg("+")).await?;
     let _: Value = connection.run(cmd("XREAD").arg("STREAMS").arg(probe).arg("0")).await?;
     transaction(connection, probe).await?;
-    // Without CLIENT REPLY every append is answered.
+    // Without CLIENT REPLY the server replies to every append.
     tolerate(connection.run::<Value>(cmd("CLIENT").arg("REPLY").arg("ON")).await)?;
     tolerate(connection.run::<Value>(cmd("XINFO").arg("STREAM").arg(probe)).await)
 }

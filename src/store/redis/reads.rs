@@ -1,4 +1,4 @@
-//! Reading entries back, and putting them together to batches.
+//! Reads entries and assembles them into batches.
 
 use std::sync::Arc;
 
@@ -15,22 +15,22 @@ use crate::{
     store::ReadError,
 };
 
-/// Entries of the first question: how large they are is not known before. Each further one asks for as many as fit into
-/// what is left to read, going by those before.
+/// The number of entries in the first request, because their size is unknown. Each further request asks for the number
+/// that fits into the remaining bytes, from the size of the entries so far.
 pub(super) const COUNT_FIRST: usize = 4;
-/// Most entries of one answer. Entries that are much larger than those before them are bounded by this alone.
+/// The maximum number of entries in one answer. It is the only bound if entries are much larger than the ones before.
 const COUNT_MAX: usize = 512;
 
-/// Batches are about so large.
+/// The approximate maximum size of a batch.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// The first field of an entry.
 const ENTRY_FIELD: &[u8] = b"event";
 
-/// An entry as it comes over the wire: its id, and names and values in turn.
+/// An entry in the protocol's form: its id, then names and values in turn.
 pub(super) type RawEntry = (String, Vec<Vec<u8>>);
 
-/// An entry as it was stored.
+/// A decoded entry.
 #[derive(Debug)]
 pub(super) struct RedisEntry {
     pub(super) offset: Offset,
@@ -60,14 +60,14 @@ pub(super) async fn batches(
     to_batches(&found)
 }
 
-/// How many entries to ask for so that their answer has about `room` bytes, where `read` entries had `bytes`.
+/// The number of entries to request so that their answer has about `room` bytes, if `read` entries had `bytes`.
 pub(super) fn count_within(read: usize, bytes: usize, room: usize) -> usize {
     let average = (bytes / read.max(1)).max(1);
     (room / average).clamp(1, COUNT_MAX)
 }
 
-/// The last offset whose entry was received before `moment`, by halving. Where the wall clock was set back between
-/// entries there may be several answers; it is one of them.
+/// The last offset whose entry was received before `moment`, by binary search. Where the wall clock was set back
+/// between entries, several offsets may match; it is one of them.
 pub(super) async fn offset_before(
     connection: &RedisConnection,
     keys: &LogKeys,
@@ -78,7 +78,7 @@ pub(super) async fn offset_before(
     if oldest.received >= moment {
         return Ok(oldest.offset.previous());
     }
-    // The entry at `before` was received before the moment; the one at `beyond`, if there is one, was not.
+    // The entry at `before` was received before the moment; the entry at `beyond`, if it exists, was not.
     let (mut before, mut beyond) = (oldest.offset, last.next());
     while before.next() < beyond {
         let middle = Offset(before.0 + (beyond.0 - before.0) / 2);
@@ -112,7 +112,7 @@ async fn range(
     entries.into_iter().map(|entry| self::entry(&keys.log, entry)).collect()
 }
 
-/// An entry as this version reads it; else which one of the log it is that it cannot read.
+/// Decodes an entry; the error names an entry that this version cannot read.
 pub(super) fn entry(log: &str, wire: RawEntry) -> Result<RedisEntry, ReadError> {
     let id = quoted(&wire.0);
     parse_entry(wire)
@@ -120,15 +120,15 @@ pub(super) fn entry(log: &str, wire: RawEntry) -> Result<RedisEntry, ReadError> 
 }
 
 pub(super) fn parse_entry((id, fields): RawEntry) -> Option<RedisEntry> {
-    // What a later version has added behind them is passed over.
+    // Ignores fields that a later version appends.
     let mut fields = fields.into_iter();
     let json = fields.next().filter(|name| name == ENTRY_FIELD).and_then(|_| fields.next())?;
     let EnvelopeHeader { epoch, kind, received } = EnvelopeHeader::of(&json)?;
     Some(RedisEntry { offset: head::parse_offset(id.strip_suffix("-0")?)?, epoch, json, kind, received })
 }
 
-/// Neighbours of one epoch make a batch, up to a size. What lies behind a hole is left for the next answer, which begins
-/// with it: so whoever reads finds that something is missing in front of it.
+/// Joins adjacent entries of one epoch into batches, up to a size. Stops at a hole: the next answer begins after it, so
+/// the reader detects the missing entries.
 pub(super) fn to_batches(mut entries: &[RedisEntry]) -> Result<Vec<Arc<Batch>>, ReadError> {
     let mut batches = Vec::new();
     while let Some(first) = entries.first() {

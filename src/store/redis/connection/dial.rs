@@ -1,4 +1,4 @@
-//! Dialling: to the server itself, to the primary that a Sentinel names, or to a cluster.
+//! Dials the server, the primary that a Sentinel names, or a cluster.
 
 use std::{future::Future, pin::pin};
 
@@ -12,10 +12,10 @@ use tokio::runtime::Handle;
 use super::{DriverConnection, RedisTimeouts, fault};
 use crate::store::redis::address::{Address, RedisHost, RedisLogin, Topology};
 
-/// A cluster's client follows so many redirections of one command.
+/// The maximum number of redirections of one command that the cluster client follows.
 const REDIRECTIONS_MAX: u32 = 5;
 
-/// Dials. `lost` is called when the connection ends later.
+/// Dials. Calls `lost` when the connection ends later.
 pub(super) async fn dial(
     address: &Address,
     limits: RedisTimeouts,
@@ -33,7 +33,7 @@ pub(super) async fn dial(
     }
 }
 
-/// Where pub/sub is heard: every node of a cluster hears all.
+/// A client for pub/sub. In a cluster every node delivers all messages.
 pub(super) async fn client(address: &Address, limits: RedisTimeouts) -> Result<Client, RedisError> {
     match &address.topology {
         Topology::Single => Client::open(info(address, &address.hosts[0])?),
@@ -79,7 +79,7 @@ async fn cluster(address: &Address, limits: RedisTimeouts) -> Result<DriverConne
     builder.build()?.get_async_connection().await.map(DriverConnection::Cluster)
 }
 
-/// One Sentinel after the other is asked, until one knows. Each gets its share of the time.
+/// Asks the Sentinels one after the other until one names the primary. Each gets its share of the timeout.
 async fn resolve_primary(address: &Address, primary: &str, limits: RedisTimeouts) -> Result<RedisHost, RedisError> {
     let share = limits.connect / (u32::try_from(address.hosts.len()).unwrap_or(1) + 1);
     let mut last = RedisError::from((ErrorKind::EmptySentinelList, "no Sentinel was asked"));
@@ -93,8 +93,8 @@ async fn resolve_primary(address: &Address, primary: &str, limits: RedisTimeouts
     Err(last)
 }
 
-/// A login of the Sentinels' own is presented. The server's is presented only to a Sentinel that wants one: many have
-/// none, and refuse whatever is presented.
+/// Uses the Sentinels' own login if there is one. Sends the server's login only to a Sentinel that requires one: many
+/// Sentinels have none and reject any login.
 async fn resolve_primary_at(
     address: &Address,
     sentinel: &RedisHost,
@@ -131,7 +131,7 @@ async fn query_sentinel(
     Ok(RedisHost { name, port })
 }
 
-/// The error with the Sentinel that it comes from, where its login is what is wrong.
+/// Adds the Sentinel's name to an error about its login.
 fn with_sentinel(sentinel: &RedisHost, error: RedisError) -> RedisError {
     match fault::is_refused_login(&error) {
         true => (ErrorKind::AuthenticationFailed, "by the Sentinel", format!("{sentinel}: {error}")).into(),
@@ -139,7 +139,7 @@ fn with_sentinel(sentinel: &RedisHost, error: RedisError) -> RedisError {
     }
 }
 
-/// Sentinels are behind for a moment after a failover; the server itself is asked.
+/// Asks the server for its role, because Sentinels can return an outdated primary shortly after a failover.
 async fn require_primary(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
     let role: Vec<Value> = cmd("ROLE").query_async(connection).await?;
     let role: String = role.into_iter().next().map(redis::from_redis_value).transpose()?.unwrap_or_default();
@@ -186,7 +186,7 @@ fn tcp() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
 }
 
-/// Polls `work` inside `runtime`: what it starts lives there, and not where the caller happens to wait.
+/// Polls `work` inside `runtime`: the tasks that it starts run there, not on the runtime of the caller.
 pub(super) async fn within<T>(runtime: &Handle, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     std::future::poll_fn(|context| {

@@ -1,17 +1,17 @@
-//! What became of a command that failed.
+//! Errors of failed commands, by whether the command may have been applied.
 
 use redis::{ErrorKind, RedisError};
 
-/// A command failed; the caller must know whether it may have been done.
+/// A command failed. The variants state whether it may have been applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    /// There is no connection: nothing was sent, nothing was done.
+    /// There is no connection: the command was not sent.
     #[error("no connection: {0}")]
     NotSent(String),
-    /// It was sent, and no answer came (or none that makes sense): it was done, or will be yet, or never.
+    /// It was sent, and no valid reply came: it was applied, will be applied later, or never.
     #[error("no answer: {0}")]
     NoAnswer(String),
-    /// The server did not do it. `code` is the first word of its answer, such as `OOM`.
+    /// The server did not apply it. `code` is the first word of its error, such as `OOM`.
     #[error("refused: {code} {text}")]
     Refused { code: String, text: String },
 }
@@ -24,7 +24,7 @@ impl CommandError {
         }
     }
 
-    /// The first word of the server's refusal.
+    /// The first word of the server's error.
     pub fn code(&self) -> Option<&str> {
         match self {
             Self::Refused { code, .. } => Some(code),
@@ -32,7 +32,7 @@ impl CommandError {
         }
     }
 
-    /// Whether user and password were refused: an operator has to act.
+    /// Whether user and password were rejected: an operator must act.
     pub fn is_refused_login(&self) -> bool {
         match self {
             Self::NotSent(text) => text.contains(LOGIN_REFUSED),
@@ -41,7 +41,7 @@ impl CommandError {
         }
     }
 
-    /// Whether the server that answered is no primary (now), or nobody answered: then it is looked up anew.
+    /// Whether the server is not a primary (now), or did not reply: then the next command looks up the primary again.
     pub(super) fn ends_connection(&self) -> bool {
         match self {
             Self::NotSent(_) => false,
@@ -55,22 +55,22 @@ impl CommandError {
 
 const LOGIN_REFUSED: &str = "user or password is refused";
 
-/// Whether a login was refused, or is missing.
+/// Whether a login was rejected or is missing.
 pub(super) fn is_refused_login(error: &RedisError) -> bool {
     error.kind() == ErrorKind::AuthenticationFailed || error.code() == Some("WRONGPASS") || wants_login(error)
 }
 
-/// Whether the server answers only those who have presented a (better) login.
+/// Whether the server requires a login or another one.
 pub(super) fn wants_login(error: &RedisError) -> bool {
     matches!(error.code(), Some("NOAUTH" | "NOPERM"))
 }
 
-/// Whether the answer was none that any version of Redis gives.
+/// Whether no version of Redis gives this reply.
 fn is_no_redis(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Parse || error.to_string().contains("Parse error")
 }
 
-/// An error for people, with its kind where the text alone says little.
+/// An error as text, with its kind where the text alone is not enough.
 pub(super) fn text(error: &RedisError) -> String {
     if is_no_redis(error) {
         "this is not a Redis server: it does not answer in Redis' protocol (an HTTP server, or TLS on a port without it?)"

@@ -1,5 +1,5 @@
-//! Hearing what is published. A connection that died in silence sounds like one on which nobody says anything, so it is
-//! asked now and then.
+//! Receives published messages. A dead connection looks the same as one without messages, so an idle connection is
+//! probed periodically.
 
 use std::{fmt, time::Duration};
 
@@ -9,13 +9,13 @@ use redis::{RedisError, aio::PubSub};
 use super::{RedisTimeouts, dial};
 use crate::store::redis::address::Address;
 
-/// So many times as long as an answer may take nothing is heard before the connection is asked.
+/// The idle time before a probe, as a multiple of the response timeout.
 const SILENCE_FACTOR: u32 = 4;
 
-/// A connection that only listens.
+/// A connection that only receives messages.
 pub struct PubSubListener {
     pubsub: PubSub,
-    /// One of those that it listens to.
+    /// One of its channels, which the probe subscribes to again.
     channel: String,
     response_max: Duration,
 }
@@ -45,7 +45,7 @@ impl PubSubListener {
         }
     }
 
-    /// Subscribing again changes nothing, and is answered over the very connection.
+    /// Subscribing again changes nothing, and the server replies over the same connection.
     async fn probe(&mut self) -> Option<()> {
         tokio::time::timeout(self.response_max, self.pubsub.subscribe(&self.channel)).await.ok()?.ok()
     }

@@ -2,8 +2,8 @@
 
 use redis::{Cmd, cmd};
 
-/// Lua, known to the server by its digest once it was run. Begin it with `#!lua`: then a server that cannot write
-/// refuses it before its first line, and not half-way.
+/// A Lua script, which the server caches by its digest after the first run. Begin it with `#!lua`: then a server that
+/// cannot write rejects it before its first line, and not in the middle.
 #[derive(Debug)]
 pub struct LuaScript {
     source: &'static str,
@@ -15,12 +15,12 @@ impl LuaScript {
         Self { source, digest: redis::Script::new(source).get_hash().to_owned() }
     }
 
-    /// Refused with `NOSCRIPT` by a server that never ran it.
+    /// The call by digest. A server that does not have the script replies `NOSCRIPT`.
     pub fn by_name(&self, keys: &[&str], arguments: &[&[u8]]) -> Cmd {
         command("EVALSHA", &self.digest, keys, arguments)
     }
 
-    /// Makes it known, too.
+    /// The call with the source, which the server then caches.
     pub fn in_full(&self, keys: &[&str], arguments: &[&[u8]]) -> Cmd {
         command("EVAL", self.source, keys, arguments)
     }

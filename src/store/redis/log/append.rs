@@ -1,4 +1,4 @@
-//! What is appended, and where it goes.
+//! The content and the target of an append.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,25 +9,25 @@ use crate::{
     store::{Append, redis::connection::CommandError},
 };
 
-/// Beside its envelope an entry is counted with so much.
+/// The overhead per entry in bytes, added to its envelope.
 pub(super) const ENTRY_OVERHEAD: usize = 16;
 
-/// Where an append goes: under this fence and turn, in this epoch, behind this offset.
+/// The target of an append: fence, turn, epoch, and the offset before its first entry.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct AppendTarget {
     pub(super) fence: Fence,
     pub(super) epoch: Epoch,
     pub(super) turn: u64,
     pub(super) last: Offset,
-    /// What the log is told of replicas, where they count.
+    /// The replicated offset to publish in the head, where durability requires it.
     pub(super) replicated_up_to: Option<Offset>,
-    /// When the platform was heard, by the server's clock.
+    /// When the platform's last frame was received, by the server's clock.
     pub(super) heard_at: Timestamp,
     /// The claim found a loss, and this append is the first after it: the entries report it.
     pub(super) gap_pending: bool,
 }
 
-/// What tells an append from another one: what is true after it.
+/// Identifies an append by the state after it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Identity {
     pub(super) last: Offset,
@@ -35,24 +35,24 @@ pub(super) struct Identity {
     pub(super) checkpoint: Checkpoint,
 }
 
-/// What came of an append that the server answered.
+/// The server's answer to an append.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum AppendReply {
     Done,
-    /// Somebody else has the log.
+    /// Another replica owns the log.
     Fenced,
-    /// The log has no head any more.
+    /// The head of the log was deleted.
     HeadMissing,
-    /// The log has a head, and no entries any more.
+    /// The log has a head, but its entries were deleted.
     EntriesMissing,
-    /// The log ends here, and that is not where the append goes.
+    /// The log ends at this offset, which is not the target.
     Diverged(String),
-    /// Behind its end the log has or had an entry with this id, which no writer of ours has put there.
+    /// After its end the log has or had an entry with this id that no Trunkline writer added.
     ForeignEntry(String),
 }
 
 impl Identity {
-    /// Of an append to a log that ends at `last`.
+    /// The identity of an append to a log that ends at `last`.
     pub(super) fn of(append: &Append, last: Offset) -> Self {
         Self {
             last: append.batches.last().map_or(last, |batch| batch.last()),
@@ -61,13 +61,13 @@ impl Identity {
         }
     }
 
-    /// As the head has it; nothing where there is none.
+    /// The position in the head's format; empty if there is none.
     pub(super) fn position(&self) -> String {
         self.checkpoint.position.map(|position| position.0.0.to_string()).unwrap_or_default()
     }
 
-    /// As the head has it: the feed, and the position that is meant. An earlier version moves the position alone, and
-    /// then the two differ.
+    /// The feed and its position in the head's format. An earlier version updates only the position, and then the two
+    /// positions differ.
     pub(super) fn feed(&self) -> String {
         self.checkpoint.feed.map(|feed| format!("{feed} {}", self.position())).unwrap_or_default()
     }
@@ -78,14 +78,14 @@ pub(super) fn envelopes(batches: &[Arc<Batch>]) -> impl Iterator<Item = &[u8]> {
     batches.iter().flat_map(|batch| (0..batch.len()).map(|index| batch.entry(index).json))
 }
 
-/// Waits until a replica has what was written over the same connection before.
+/// The command that waits until a replica has all earlier writes of the same connection.
 pub(super) fn wait_for_replica(patience: Duration) -> Cmd {
     let mut wait = cmd("WAIT");
     wait.arg(1).arg(patience.as_millis().to_string());
     wait
 }
 
-/// Whether one has it, by the answer to that.
+/// Checks the reply to WAIT: at least one replica must have the writes.
 pub(super) fn require_replica(replicas: &Value, patience: Duration) -> Result<(), CommandError> {
     if matches!(replicas, Value::Int(1..)) {
         return Ok(());
@@ -93,12 +93,12 @@ pub(super) fn require_replica(replicas: &Value, patience: Duration) -> Result<()
     Err(CommandError::NoAnswer(format!("no replica had it within {patience:?}")))
 }
 
-/// As the head has it.
+/// The epoch in the head's format.
 pub(super) fn epoch_text(epoch: Epoch) -> String {
     format!("{:08x}", epoch.0)
 }
 
-/// As the head has it.
+/// The nonce in the head's format.
 pub(super) fn hex(nonce: u128) -> String {
     format!("{nonce:032x}")
 }

@@ -1,4 +1,4 @@
-//! How what changes a log reaches the server.
+//! The path of changes to a log's server.
 
 use redis::FromRedisValue;
 
@@ -17,7 +17,7 @@ use crate::store::{
     },
 };
 
-/// By transactions where one connection leads to the server, else by scripts.
+/// Transactions where one connection leads to the server, otherwise scripts.
 #[derive(Debug)]
 pub(super) enum AppendPath {
     Transaction(TransactionAppender),
@@ -25,8 +25,8 @@ pub(super) enum AppendPath {
 }
 
 impl AppendPath {
-    /// The connection that a log needs. What is watched is watched by a connection, and waiting for a replica must not
-    /// hold up others: then it is one of its own.
+    /// The connection for a log. WATCH belongs to one connection, and waiting for a replica must not delay other
+    /// commands: in both cases the connection is dedicated.
     pub(super) fn connection(shared: &RedisConnection, settings: &Settings) -> RedisConnection {
         match (&settings.address.topology, settings.durability) {
             (Topology::Cluster, Durability::Written) => shared.clone(),
@@ -36,9 +36,9 @@ impl AppendPath {
         }
     }
 
-    /// Over that connection.
+    /// The append path over a connection from `AppendPath::connection`.
     pub(super) fn new(connection: RedisConnection, keys: &LogKeys, settings: &Settings) -> Self {
-        // Well below the time for an answer, which comes after it.
+        // Well below the response timeout, because the reply comes after the wait.
         let patience = settings.timeouts.response / 2;
         let replicated_max = (settings.durability == Durability::Replicated).then_some(patience);
         match settings.address.topology {
@@ -49,7 +49,7 @@ impl AppendPath {
         }
     }
 
-    /// Appends once.
+    /// Sends one append, without a retry.
     pub(super) async fn append(
         &self,
         append: &Append,
@@ -62,7 +62,7 @@ impl AppendPath {
         }
     }
 
-    /// Runs another script over the log and its head.
+    /// Runs another script on the log and its head.
     pub(super) async fn call<T: FromRedisValue>(
         &self,
         script: &LuaScript,

@@ -1,4 +1,4 @@
-//! Appending by a script: in a cluster, whose client has no connection that one could watch keys over.
+//! Appends by script, for a cluster: its client has no single connection that could watch keys.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -15,13 +15,13 @@ use crate::store::{
     },
 };
 
-/// Appends to one log, each time by one script.
+/// Appends to one log, with one script call per append.
 #[derive(Debug)]
 pub(super) struct ScriptAppender {
     connection: RedisConnection,
     script: LuaScript,
     keys: LogKeys,
-    /// How long a replica may take to have an append, where one must.
+    /// How long to wait for a replica to have an append, where durability requires it.
     replicated_max: Option<Duration>,
 }
 
@@ -30,7 +30,7 @@ impl ScriptAppender {
         Self { connection, script: LuaScript::new(include_str!("../scripts/append.lua")), keys, replicated_max }
     }
 
-    /// Appends once.
+    /// Sends one append, without a retry.
     pub(super) async fn append(
         &self,
         append: &Append,
@@ -52,7 +52,7 @@ impl ScriptAppender {
         })
     }
 
-    /// Runs another script over the log and its head.
+    /// Runs another script on the log and its head.
     pub(super) async fn call<T: FromRedisValue>(
         &self,
         script: &LuaScript,
@@ -65,7 +65,8 @@ impl ScriptAppender {
         self.connection.close();
     }
 
-    /// The append, and then the wait for a replica, on one connection: what is waited for is what it wrote.
+    /// Sends the append and then the wait for a replica on one connection, because the wait covers only that
+    /// connection.
     async fn append_replicated(
         &self,
         arguments: &[&[u8]],

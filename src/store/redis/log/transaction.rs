@@ -1,9 +1,10 @@
-//! Appending by a transaction of plain commands: it is void when anybody touched the log or its head since they were
-//! last looked at over the same connection. For the server an entry costs half of what a script makes of it.
+//! Appends by a transaction of plain commands. The server aborts it if the log or its head changed since they were last
+//! read over the same connection. An entry costs the server half as much as with a script.
 //!
-//! What follows an append, in the same round trip, is a look: the next one goes by it. Where many entries are appended,
-//! the server is mute meanwhile, and the look tells whether it was done; one that was not is tried aloud. A few are
-//! appended aloud from the start: then the look is short, and what waits for the entries hears of them first.
+//! A readback follows each append in the same round trip, and the next append uses it. Large appends use CLIENT REPLY
+//! OFF, and the readback shows whether they were applied; an append that was not applied is retried with replies on.
+//! Small appends keep replies on from the start: their readback is short, and waiting followers get the entries
+//! earlier.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -28,77 +29,81 @@ use crate::{
     },
 };
 
-/// So often somebody may touch a log in the midst of one append before the append is put off.
+/// The number of conflicting changes during one append after which it is postponed.
 const ATTEMPTS_MAX: u32 = 8;
 
-/// Appends to one log over a connection that nobody else uses.
+/// Appends to one log over a dedicated connection.
 #[derive(Debug)]
 pub(super) struct TransactionAppender {
     connection: RedisConnection,
     keys: LogKeys,
-    /// How long a replica may take to have an append, where one must.
+    /// How long to wait for a replica to have an append, where durability requires it.
     replicated_max: Option<Duration>,
-    /// One is at it, the others wait: what comes between a look and its transaction makes it void.
+    /// Serializes appends: a command between a readback and its transaction aborts the transaction.
     turn: Semaphore,
-    /// None when it is not known what the keys hold.
+    /// None when the content of the keys is unknown.
     watched: Mutex<Option<WatchedHead>>,
 }
 
-/// What the keys hold, or else the next transaction over this connection is void.
+/// The content of the keys. If it is outdated, the server aborts the next transaction over this connection.
 #[derive(Debug)]
 struct WatchedHead {
     connection_id: ConnectionId,
     head: HeadSnapshot,
 }
 
-/// What a look found.
+/// The result of a readback.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct HeadSnapshot {
-    /// Fields of the head: those of [`FIELDS`].
+    /// The fields of the head that [`FIELDS`] lists.
     number: String,
     nonce: String,
     epoch: String,
     turn: String,
     last: String,
-    /// The highest id that an entry of the log ever had: a lower one cannot be added any more.
+    /// The highest id that an entry of the log ever had. Redis accepts only higher ids.
     last_generated_id: Option<String>,
     /// Entries that are missing between the oldest and the newest one.
     missing: i64,
-    /// Whether the server can be told not to answer, and its user may tell it.
+    /// Whether the server supports CLIENT REPLY and its user may call it.
     reply_off_supported: bool,
 }
 
 const FIELDS: [&str; 5] = ["number", "nonce", "epoch", "turn", "last"];
 
-/// Commands of a look.
+/// The number of commands in a full readback.
 const FULL_READBACK_LEN: usize = 4;
+
+/// The number of commands in an incremental readback.
 const INCREMENTAL_READBACK_LEN: usize = 3;
 
-/// So many entries cost less to append aloud than a full look costs.
+/// Up to this number of entries, an append with replies costs less than a full readback.
 const REPLY_ON_MAX: usize = 8;
 
-/// Commands of a transaction beside the entries, and that for a replica to wait for.
+/// The commands of a transaction other than the entries, including the wait for a replica.
 const TRANSACTION_LEN: usize = 6;
 
-/// Words of the command that adds an entry, and about how long they are without the log's name and the envelope.
+/// The number of arguments of the command that adds an entry.
 const ENTRY_ARGUMENTS: usize = 5;
+
+/// The approximate length of the command that adds an entry, without the log's name and the envelope.
 const ENTRY_WORDS_LEN: usize = 32;
 
-/// What is to be done, going by what was found.
+/// The next action, from the last readback.
 #[derive(Debug, PartialEq, Eq)]
 enum AppendAction {
     Write,
-    /// It was done, and the answer was lost: written once more, so that a replica that has this has that, too.
+    /// The append was applied, and its reply was lost. It is written once more, so that the wait for a replica covers
+    /// it.
     Repeat,
     Answer(AppendReply),
 }
 
-/// What is asked when the keys are looked at.
+/// The scope of a readback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Readback {
     Full,
-    /// The server has just said that an append was done: what is to be known beside the head is whether the log goes
-    /// on behind it.
+    /// The server has confirmed the append: in addition to the head, only entries after it must be checked.
     Incremental {
         newest: Offset,
         missing: i64,
@@ -106,13 +111,13 @@ enum Readback {
     },
 }
 
-/// Whether the server answers each command of a transaction. It sends an answer for every few that it reads, and each
-/// of those wakes this side up: together they cost both sides a third of an append.
+/// Whether the server replies to each command of a transaction. It sends a reply for every few commands that it reads,
+/// and each one wakes the client: together they cost both sides a third of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReplyMode {
-    /// What became of it, the look that follows tells.
+    /// No replies: the readback shows the outcome.
     Off,
-    /// Why it is refused is heard.
+    /// Replies: an error gives its reason.
     On,
 }
 
@@ -146,7 +151,7 @@ impl TransactionAppender {
         Err(CommandError::NotSent("the head of the log is changed all the time".to_owned()))
     }
 
-    /// Runs a script that changes the log; after it nothing is known of what the keys hold.
+    /// Runs a script that changes the log; after it the content of the keys is unknown.
     pub(super) async fn call<T: FromRedisValue>(
         &self,
         script: &LuaScript,
@@ -165,12 +170,12 @@ impl TransactionAppender {
         self.turn.acquire().await.expect("nobody closes it")
     }
 
-    /// What is watched now, and what was watched so far.
+    /// Replaces the watched state and returns the former one.
     fn replace(&self, now: Option<WatchedHead>) -> Option<WatchedHead> {
         std::mem::replace(&mut *self.watched.lock().unwrap_or_else(PoisonError::into_inner), now)
     }
 
-    /// What the keys hold; none when the connection was lost meanwhile.
+    /// The content of the keys; none when the connection was lost meanwhile.
     async fn head_snapshot(&self) -> Result<Option<WatchedHead>, CommandError> {
         if let Some(watched) = self.replace(None) {
             return Ok(Some(watched));
@@ -182,8 +187,8 @@ impl TransactionAppender {
         Ok(Some(WatchedHead { connection_id: tie, head: self.read(Readback::Full, answers, tie)? }))
     }
 
-    /// True when it was done. When not, somebody touched the keys, or the server refused it without a word, or the
-    /// connection that watched them was lost.
+    /// True when the append was applied. Otherwise the keys were changed, the server rejected the append without a
+    /// reply, or the connection that watched the keys was lost.
     async fn transact(
         &self,
         now: &WatchedHead,
@@ -226,7 +231,7 @@ impl TransactionAppender {
         Ok(is_done)
     }
 
-    /// What the answers to a look tell. Where they make no sense, they are answers to something else.
+    /// Decodes the answers of a readback. If they are malformed, they belong to other commands.
     fn read(&self, readback: Readback, answers: Answers, tie: ConnectionId) -> Result<HeadSnapshot, CommandError> {
         HeadSnapshot::read(readback, answers).inspect_err(|error| self.connection.discard(tie, &error.to_string()))
     }
@@ -271,7 +276,7 @@ impl TransactionAppender {
         command
     }
 
-    /// Begins to watch, and looks. A full look lets the server answer (again).
+    /// Watches the keys and reads them. A full readback turns replies on again.
     fn watch(&self, readback: Readback, commands: &mut Pipeline) {
         let LogKeys { head, log } = &self.keys;
         if readback == Readback::Full {
@@ -354,13 +359,13 @@ impl HeadSnapshot {
         }
     }
 
-    /// Whether what an append from `last` on added is in the log, not in the head alone.
+    /// Whether the entries of an append after `last` are in the log, and not only counted in the head.
     fn has_entries(&self, last: Offset, newest: Offset) -> bool {
         last == newest || self.last_generated_id.as_deref() == Some(&entry_id(newest))
     }
 }
 
-/// What the server tells of a log as its last id.
+/// The last generated id from the server's description of a log.
 fn last_generated_id(log: &Value) -> Option<String> {
     redis::from_redis_value_ref(info_field(log, b"last-generated-id")?).ok()
 }
@@ -370,7 +375,7 @@ fn info_field<'a>(log: &'a Value, name: &[u8]) -> Option<&'a Value> {
     facts.iter().find(|(found, _)| matches!(found, Value::BulkString(found) if found == name)).map(|(_, fact)| fact)
 }
 
-/// Entries that are missing between the oldest and the newest one; none where it has no entries.
+/// Entries that are missing between the oldest and the newest one; none where the log has no entries.
 fn missing(log: &Value) -> Option<i64> {
     let offset = |name: &[u8]| {
         let Value::Array(entry) = info_field(log, name)? else { return None };
@@ -381,13 +386,13 @@ fn missing(log: &Value) -> Option<i64> {
     offset(b"last-entry")?.checked_sub(offset(b"first-entry")?)?.checked_add(1)?.checked_sub(len)
 }
 
-/// While the server was mute it refused entries: others of the same append may be in the log.
+/// The error for entries that were rejected while replies were off: other entries of the same append may be in the log.
 fn refused_in_part() -> CommandError {
     let text = "the log was set ahead of its entries while they were appended; some of them were refused".to_owned();
     CommandError::Refused { code: "ERR".to_owned(), text }
 }
 
-/// Whether entries behind `last` can be added to a log with this highest id.
+/// Whether a log with this highest id accepts the entries after `last`.
 fn reaches(last: Offset, top: &str) -> bool {
     let offset = top.split('-').next().and_then(|digits| digits.parse().ok());
     offset.is_some_and(|offset| Offset(offset) <= last)

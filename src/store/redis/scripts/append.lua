@@ -1,8 +1,7 @@
 #!lua
--- Fence, order, entries and position in one step. KEYS: head, log.
--- ARGV: number, nonce, turn, next turn, last before, last after, position, heard_at, bytes, up to where replicas have the
--- log ('' where that does not count), epoch, feed with its position, whether a loss is reported by this; then each entry's
--- envelope.
+-- Checks fence and order, and stores entries and position in one step. KEYS: head, log. ARGV: number, nonce, turn, next
+-- turn, last before, last after, position, heard_at, bytes, replicated offset ('' where durability does not require
+-- it), epoch, feed with its position, whether the entries report a loss; then the envelope of each entry.
 local head, log = KEYS[1], KEYS[2]
 local held = redis.call('HMGET', head, 'number', 'nonce', 'turn', 'last', 'epoch')
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then
@@ -12,7 +11,7 @@ if held[5] ~= ARGV[11] then
   return {'elsewhere', held[4] or ''}
 end
 if held[3] == ARGV[4] and held[4] == ARGV[6] then
-  -- It was done, and the answer was lost. Written once more, so that a replica that has this has that, too.
+  -- It was applied, and its reply was lost. Writes once more, so that the wait for a replica covers the append.
   redis.call('HSET', head, 'turn', ARGV[4])
   return {'done', held[4]}
 end

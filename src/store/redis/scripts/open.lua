@@ -1,12 +1,12 @@
 #!lua
--- Takes a log over, and returns what is there, and what time it is here. KEYS: head, log. ARGV: nonce, an epoch for the
--- case that one begins, number ('' to draw a new fence with this nonce; else the log must be under the very fence),
--- whether replicas count, what the caller has seen of the log: its epochs, each with its last entry, the newest at the end.
--- A new epoch begins where the log ends now, when entries behind that end may have been seen: another server became
--- primary since (or this one was restarted), the caller has seen more, or the log and its head disagree.
+-- Claims a log, and returns its state and the server's time. KEYS: head, log. ARGV: nonce, the epoch to use if a new
+-- one begins, number ('' to create a new fence with this nonce; otherwise the log must have exactly this fence),
+-- whether durability requires replicas, the epochs that the caller has read, each with its last entry, the newest at
+-- the end. A new epoch begins at the present end of the log if a reader may have seen entries after that end: another
+-- server became primary or this one was restarted, the caller has read more, or the log and its head disagree.
 local head, log = KEYS[1], KEYS[2]
 local EARLIER_LEN_MAX = 1024
--- One of so many newest entries has the platform's number.
+-- One of this number of newest entries has the platform's sequence number.
 local NUMBERED_WITHIN = 64
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 local held = redis.call('HMGET', head, 'epoch', 'earlier', 'last', 'number', 'replid', 'position', 'heard_at', 'nonce',
@@ -14,7 +14,7 @@ local held = redis.call('HMGET', head, 'epoch', 'earlier', 'last', 'number', 're
 if held[13] and held[13] ~= '1' then
   return {'format', held[13]}
 end
--- Every field that an append compares or counts up, in the form that it compares. Doubles count exactly up to 15 digits.
+-- Normalizes each field that an append compares or increments. Doubles are exact up to 15 digits.
 local function text(number)
   return string.format('%.0f', number)
 end
@@ -44,7 +44,7 @@ held[1] = held[1] and string.format('%08x', tonumber(held[1], 16))
 if held[1] == '00000000' then
   return {'field', 'epoch', held[1]}
 end
--- What is no pair of an epoch and its end is left over.
+-- Anything left after removing pairs of epoch and end is invalid.
 if string.gsub(held[2] or '', '%x+:%d+ ', '') ~= '' then
   return {'field', 'earlier', held[2]}
 end
@@ -67,12 +67,12 @@ end
 local function at_or_after(offset)
   return redis.call('XRANGE', log, text(offset) .. '-0', '+', 'COUNT', '1')[1]
 end
--- Whether a writer of this log has put the entry there: its envelope has its offset.
+-- Whether a writer of this log added the entry: its envelope contains its offset.
 local function is_own(entry)
   local offset = string.match(envelope_of(entry), '^{"specversion":"1%.0","id":"%x+%-(%d+)"')
   return offset and entry[1] == offset .. '-0'
 end
--- The epochs of the entries and their ends, each found by halving: the entries of one lie side by side.
+-- The epochs of the entries and their ends, each by binary search: the entries of one epoch are adjacent.
 local function epochs(newest)
   local found, first = '', redis.call('XRANGE', log, '-', '+', 'COUNT', '1')[1]
   while first do
@@ -93,7 +93,7 @@ local function epochs(newest)
   end
   return found
 end
--- The position that the entries cover, by the newest one that has the platform's number.
+-- The position that the entries cover, from the newest entry with the platform's sequence number.
 local function position()
   for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-', 'COUNT', NUMBERED_WITHIN)) do
     local number = string.match(envelope_of(entry), ',"platformsequence":"(%d+)"')
@@ -107,7 +107,7 @@ local function go_to(found)
   local feed = string.match(held[12] or '', '^%x+')
   held[6], held[12] = found, feed and feed .. ' ' .. found or ''
 end
--- Whether the head's epochs have the one of this entry, up to it.
+-- Whether the head's epochs include this entry.
 local function is_of_lineage(entry)
   local epoch = epoch_of(entry)
   if epoch == '' or epoch == held[1] then
@@ -120,7 +120,7 @@ local function is_of_lineage(entry)
   end
   return false
 end
--- What is known of the stream itself; nothing where there is none.
+-- The server's description of the stream; empty if there is no stream.
 local about = {}
 local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', '1')[1]
 local facts = redis.pcall('XINFO', 'STREAM', log)
@@ -132,17 +132,17 @@ local top_offset = tonumber(string.match(top or '0-0', '^%d+'))
 if newest and not string.match(newest[1], '^%d+%-0$') or newest and #newest[1] > 17 then
   return {'foreign', newest[1]}
 end
--- A head that was deleted alone: the log goes on behind its newest entry, in another epoch, and has lost its position.
--- Entries that were deleted alone: the log goes on behind its former end, from the position of the head. Either way the
--- loss is reported to each claim until something is appended, which stores a time and an entry.
--- Where the two disagree, the loss is kept in a field of its own until then.
+-- If only the head was deleted: the log continues after its newest entry, in a new epoch, without a position. If only
+-- the entries were deleted: the log continues after its former end, from the position of the head. In both cases each
+-- claim reports the loss until an append stores a time and an entry. If head and log disagree, a separate field keeps
+-- the loss until then.
 local parted, damaged = false, held[14] == '1'
 local holes = tonumber(held[15] or '0')
 if newest and not held[3] then
   held[3] = text(offset_of(newest))
   held[2] = epochs(tonumber(held[3]))
 elseif newest and offset_of(newest) > tonumber(held[3]) then
-  -- The head is behind its log, as one that was put back: entries of this log's writers stay in it.
+  -- The head is behind its log, for example after a restore: the log keeps entries of its own writers.
   local behind = at_or_after(tonumber(held[3]) + 1)
   for _, entry in ipairs({behind, newest}) do
     if not is_own(entry) then
@@ -154,8 +154,8 @@ elseif newest and offset_of(newest) > tonumber(held[3]) then
   go_to(position())
   parted, damaged, held[1] = true, true, nil
 elseif newest and not damaged and offset_of(newest) < tonumber(held[3]) then
-  -- The log is behind its head: the position goes back to that of its entries. An offset that the stream has had is not
-  -- given out again: Redis refuses it.
+  -- The log is behind its head: the position returns to that of the last entry. Offsets that the stream has used are
+  -- not used again: Redis rejects them.
   local ended = offset_of(newest)
   held[2] = string.gsub(held[2] or '', '(%x+):(%d+) ', function(epoch, last)
     return epoch .. ':' .. text(math.min(tonumber(last), ended)) .. ' '
@@ -167,12 +167,12 @@ elseif newest and not damaged and offset_of(newest) < tonumber(held[3]) then
   parted, damaged = true, true
 end
 if newest and held[1] and not (is_of_lineage(newest) and is_of_lineage(about['first-entry'])) then
-  -- The head or the log was changed by somebody else: the entries tell their epochs, and the next ones get a new one.
+  -- Another program changed the head or the log: the epochs come from the entries, and a new epoch begins.
   held[2] = epochs(tonumber(held[3]))
   parted, held[1] = true, nil
 end
 if newest then
-  -- Entries that are missing between the oldest one and the end, beyond those that were reported.
+  -- Entries that are missing between the oldest one and the end, in addition to those already reported.
   local missing = tonumber(held[3]) - offset_of(about['first-entry']) + 1 - about['length']
   damaged = damaged or missing > holes
   holes = math.max(missing, 0)
@@ -191,10 +191,10 @@ if ARGV[3] == '' then
 elseif number ~= ARGV[3] or held[8] ~= ARGV[1] then
   return {'fenced'}
 else
-  -- What was sent under an earlier claim and arrives only now finds a turn that is over.
+  -- A delayed append of an earlier claim has an outdated turn, and is rejected.
   turn = text(tonumber(held[9] or '0') + 1)
 end
--- Whether the caller has seen entries of this epoch behind its end, or an epoch that came after it.
+-- Whether the caller has read entries of this epoch after its end, or a later epoch.
 local function was_rolled_back()
   local seen, is_newest = nil, false
   for known, ended in string.gmatch(ARGV[5], '(%x+):(%d+) ') do
@@ -231,7 +231,7 @@ if text(holes) ~= (held[15] or '0') then
   redis.call('HSET', head, 'holes', text(holes))
 end
 if last ~= '0' and not top then
-  -- An empty stream with this end: an append to a log that is not there is refused.
+  -- Creates an empty stream with this end: appends to a missing log are rejected.
   redis.call('XADD', log, last .. '-0', 'event', '')
   redis.call('XTRIM', log, 'MAXLEN', '0')
   redis.call('HSET', head, 'bytes', '0', 'first', text(tonumber(last) + 1))

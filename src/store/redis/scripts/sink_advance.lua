@@ -1,7 +1,7 @@
 #!lua
--- Moves the cursor of a sink in one stream and stores the entries that the sink gave up. KEYS: the sink. ARGV: number and
--- nonce of the fence, stream, expected cursor ('' for none), new cursor, bound of dead letters, then the dead letters.
--- Returns 'moved' (also for a repeated call), 'elsewhere', 'fenced' or 'full'.
+-- Moves the cursor of a sink in one stream and stores the entries that the sink could not deliver. KEYS: the sink.
+-- ARGV: number and nonce of the fence, stream, expected cursor ('' for none), new cursor, bound of dead letters, then
+-- the dead letters. Returns 'moved' (also for a repeated call), 'elsewhere', 'fenced' or 'full'.
 local function text(number)
   return string.format('%.0f', number)
 end

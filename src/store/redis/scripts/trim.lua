@@ -1,7 +1,7 @@
 #!lua
 -- Removes one slice of the entries beyond the retention, never the newest entry. KEYS: head, log.
--- ARGV: number, nonce, entries to keep, received before (as envelopes have it: texts sort as times do), bytes to keep,
--- entries of a slice, overhead of an entry.
+-- ARGV: number, nonce, entries to keep, minimum receive time (in the format of envelopes, where text order is time
+-- order), bytes to keep, entries of a slice, overhead of an entry.
 -- Returns the oldest entry ('' for none), whether there is more to remove, and the server's time in ms.
 local head, log = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
@@ -34,7 +34,7 @@ if gone > 0 then
   redis.call('XTRIM', log, 'MINID', first .. '-0')
   redis.call('HINCRBY', head, 'bytes', -freed)
 end
--- Also where another program has set the field.
+-- Also corrects a value that another program has set.
 if first ~= '' and held[5] ~= first and (held[5] or gone > 0) then
   redis.call('HSET', head, 'first', first)
 end
