@@ -74,9 +74,9 @@ struct AppendState {
     /// Appends applied under this fence. The server compares it, so no append is applied twice or out of order.
     turn: u64,
     last: Offset,
-    /// The offset that replicas have confirmed, where durability requires it. The next field is the offset that the
-    /// log's head publishes.
+    /// The offset up to which replicas have the log, where durability requires replicas.
     replicated_up_to: Offset,
+    /// The replicated offset that the log's head publishes.
     published_up_to: Offset,
     /// An append with an unknown outcome. Nothing else is appended before its outcome is known.
     unresolved: Option<Identity>,
