@@ -54,7 +54,7 @@ pub struct RedisFollower {
     block_timeout: Duration,
     /// Failed requests in a row.
     failures: u32,
-    /// Answers in a row whose entries no replica has confirmed.
+    /// Answers in a row with entries that are not visible yet.
     unreplicated_replies: u32,
     /// The maximum number of entries in the next answer, from the size of the entries in the last one.
     count: usize,
