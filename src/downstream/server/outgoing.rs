@@ -105,7 +105,7 @@ impl OutgoingBatch {
         self.lane
     }
 
-    /// The client is slow: the entries can be evicted from now on.
+    /// Marks the client as slow: the entries can be evicted from now on.
     pub(super) fn hold(&mut self, memory: &BufferPool, feed: &MergedReader) {
         match &mut self.entries {
             OutgoingViews::Unaccounted(views) => {

@@ -1,4 +1,4 @@
-//! The listener as its clients see it: real sockets, a real log.
+//! The consumer server from its clients' view: real sockets, a real log.
 
 mod delivery;
 mod harness;

@@ -206,7 +206,7 @@ impl WsConnection {
             }
         }
         let position_current = self.positions.as_ref().is_none_or(|positions| !positions.is_due());
-        // On the heap: few subscribers ever come here, and all would keep room for it.
+        // Boxed: few subscribers need this future, and its size would count for every subscriber.
         if position_current { Ok(()) } else { Box::pin(self.send_position()).await }
     }
 
@@ -216,7 +216,7 @@ impl WsConnection {
             let sent = poll_fn(|context| self.poll_send(&mut turn, context)).await;
             match sent {
                 Ok(()) if turn.unsent.is_done() => return Ok(()),
-                // On the heap: few subscribers ever come here, and all would keep room for it.
+                // Boxed: few subscribers need this future, and its size would count for every subscriber.
                 Ok(()) => Box::pin(self.reload(&mut turn)).await?,
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     return Err(CloseCause::TooSlow(RemainingFrame::Entry(Box::new(turn))));

@@ -90,7 +90,7 @@ async fn several_streams_are_merged_and_one_cursor_covers_them_all() {
     relay.drain().await;
 }
 
-/// Sixty of one stream and twenty of the other, each in its own order.
+/// Checks for sixty events of one stream and twenty of the other, each stream in order.
 fn check_merged(events: &[Value]) {
     for (stream, count) in [("queues", 60), ("agents", 20)] {
         let of_stream = events.iter().filter(|event| event["source"].as_str().unwrap().ends_with(stream));
@@ -187,7 +187,7 @@ async fn since_begins_with_the_first_entry_received_then_or_later() {
     relay.drain().await;
 }
 
-/// A relay that holds only the newest of 2,000 events, and the first offset that it holds.
+/// A relay that stores only the newest of 2,000 events, and the offset of the oldest stored one.
 async fn trimmed() -> (RelayFixture, u64) {
     let relay = RelayFixture::with(RelaySetup { retention: 100, tail_bytes: 0, ..RelaySetup::default() }).await;
     relay.say("queues", 1..=2_000).await;
@@ -295,13 +295,13 @@ async fn a_paused_reader_gets_everything_and_blocks_no_other() {
     relay.drain().await;
 }
 
-/// JSON of about this many bytes, with line breaks between its tokens, and other in each place.
+/// JSON of about this many bytes, with line breaks between its tokens, and different text in each position.
 fn large(number: usize, len: usize) -> String {
     let items: Vec<String> = (0..len / 8).map(|item| format!("{:06}", number * 100_000 + item)).collect();
     format!("[1{}]", items.iter().map(|item| format!(",\r\n1{item}")).collect::<String>())
 }
 
-/// Large and small entries, of which every other one is wanted by a filter.
+/// Large and small entries; a filter matches every other one.
 fn mixed() -> Vec<String> {
     (0..10)
         .map(|number| match number % 3 {

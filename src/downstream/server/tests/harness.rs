@@ -38,7 +38,7 @@ pub(super) struct RelayFixture {
     _directory: tempfile::TempDir,
 }
 
-/// What a test changes of the usual.
+/// The settings that a test changes from the defaults.
 pub(super) struct RelaySetup {
     pub(super) server: Settings,
     pub(super) retention: u64,
@@ -103,7 +103,7 @@ impl RelayFixture {
         }
     }
 
-    /// Ends in order, as the daemon does: the logs first.
+    /// Shuts down in the daemon's order: the logs first.
     pub(super) async fn drain(self) {
         self.logs.close();
         self.tasks.drain(TIMEOUT).await.unwrap();
@@ -151,7 +151,7 @@ pub(super) fn event(body: &str) -> Event {
     event
 }
 
-/// The offsets of events, which are what `sequence` says.
+/// The offsets of events, from the `sequence` attribute.
 pub(super) fn sequences(events: &[Value]) -> Vec<u64> {
     events.iter().map(|event| event["sequence"].as_str().unwrap().parse().unwrap()).collect()
 }
@@ -181,7 +181,7 @@ impl TestWsClient {
         events
     }
 
-    /// Code and reason of the close that comes next, whatever comes before it.
+    /// Code and reason of the next close; skips earlier messages.
     pub(super) async fn closed(&mut self) -> (u16, String) {
         loop {
             match self.message().await {
@@ -193,7 +193,7 @@ impl TestWsClient {
     }
 }
 
-/// A plain HTTP exchange whose body is read as it comes.
+/// A plain HTTP exchange whose body is read piece by piece.
 pub(super) struct TestHttpClient {
     stream: TcpStream,
     pub(super) head: String,
@@ -254,7 +254,7 @@ impl TestHttpClient {
         line.map(str::to_owned)
     }
 
-    /// Takes one chunk of the body; false at its end.
+    /// Reads one chunk of the body; false at its end.
     async fn chunk(&mut self) -> bool {
         loop {
             if let Some(at) = self.raw.windows(2).position(|end| end == b"\r\n") {
@@ -272,7 +272,7 @@ impl TestHttpClient {
         }
     }
 
-    /// The whole body of an answer that ends.
+    /// The whole body of a finite response.
     pub(super) async fn body(&mut self) -> String {
         if let Some(len) = self.header("content-length") {
             let len: usize = len.parse().unwrap();
@@ -299,7 +299,7 @@ impl TestHttpClient {
         (kind, problem["detail"].as_str().unwrap().to_owned())
     }
 
-    /// The next piece of an endless body up to `end`, without it.
+    /// The next piece of an endless body before `end`, without `end`.
     pub(super) async fn until(&mut self, end: &str) -> Option<String> {
         loop {
             let found = self.body.windows(end.len()).position(|window| window == end.as_bytes());
@@ -324,7 +324,7 @@ impl TestHttpClient {
         }
     }
 
-    /// The next server-sent event: its id and its data. Comments and blocks without data are passed over.
+    /// The next server-sent event: its id and its data. Skips comments and blocks without data.
     pub(super) async fn sse(&mut self) -> Option<(String, Value)> {
         loop {
             let block = self.until("\n\n").await?;
@@ -362,7 +362,7 @@ impl TestHttpClient {
         events
     }
 
-    /// Where the next page is.
+    /// The URI of the next page.
     pub(super) fn next_page(&self) -> String {
         let link = self.header("link").expect("every page says where the next is");
         link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\"")).unwrap().to_owned()

@@ -193,7 +193,7 @@ async fn pings_under_a_stream_of_events_never_break_a_frame() {
 }
 
 impl super::harness::TestWsClient {
-    /// The next events; pongs may stand between them.
+    /// The next events; skips pongs between them.
     async fn events_and_pongs(&mut self, count: usize) -> Vec<serde_json::Value> {
         let mut events = Vec::new();
         while events.len() < count {
@@ -214,7 +214,7 @@ async fn a_silent_client_is_pinged_and_given_up_when_it_does_not_answer() {
     let relay = RelayFixture::with(setup).await;
     let mut answering = relay.subscribe(QUEUES).await;
     let mut mute = relay.subscribe(QUEUES).await;
-    // Below the library, so that it does not answer by itself.
+    // Reads below the library, so that it does not answer pings.
     let mute = mute.0.get_mut();
     let answers = async {
         for _ in 0..5 {
@@ -469,7 +469,7 @@ async fn unread_pages_are_bounded() {
     let page = format!("{QUEUES}?from=first&limit=1000");
     let mut whole = relay.get(&page, &[]).await;
     assert_eq!(whole.json().await.as_array().unwrap().len(), 1_000, "a page beyond the bound has it for itself");
-    // Heads arrive, bodies stay: each leaves more behind than the kernel takes for it.
+    // The client reads heads and no bodies, so that each response has more unsent bytes than the kernel buffers.
     let mut held = Vec::new();
     let mut refused = loop {
         let answer = relay.get(&page, &[]).await;
@@ -499,7 +499,7 @@ async fn a_subscription_that_ends_is_counted_with_its_reason() {
         let line = page.lines().find_map(|line| line.strip_prefix(&series).map(str::to_owned));
         line.map_or(0.0, |value| value.parse().unwrap())
     };
-    // Other tests of the process close subscriptions, too: counts only rise.
+    // Other tests of the process also close subscriptions, so counts only rise.
     for accept in ["text/event-stream", "application/x-ndjson"] {
         let before = count("too_slow");
         let slow = relay.get(QUEUES, &[("Accept", accept)]).await;
