@@ -1,7 +1,7 @@
 //! Divides the file descriptors of the process among connections. Only [`raise`] uses the system.
 //!
-//! Consumers get what streams, the store and operators leave, so that the relay can always connect to its platform and
-//! operators can always connect to the relay.
+//! Consumers get the descriptors that streams, the store and operators do not need, so that the relay can always
+//! connect to its platform and operators can always connect to the relay.
 
 /// Descriptors of the process: runtimes, standard streams, files or connections of the store, both listeners.
 const PROCESS_DESCRIPTORS: usize = 64;
@@ -75,7 +75,7 @@ mod tests {
             (Some(20_000), 1, 10_000, 128),
             (Some(4_096), 20, 3_842, 128),
             (Some(1_024), 20, 834, 64),
-            // Too few for all: each still gets some.
+            // Too few descriptors for all: each user still gets some.
             (Some(128), 20, 16, 8),
             (Some(64), 1_000, 8, 8),
             (Some(0), 0, 1, 8),

@@ -23,7 +23,7 @@ fn three_pages() -> Router {
     pages.route("/long", get(long)).route("/endless", get(endless)).route("/host", get(host))
 }
 
-/// Bytes of a long answer.
+/// Bytes of a long response.
 const LONG: usize = 8 * 1024 * 1024;
 
 async fn fine(uri: Uri) -> &'static str {
@@ -80,7 +80,7 @@ async fn a_client_that_speaks_http_2_is_refused() {
     tasks.drain(Duration::from_secs(10)).await.unwrap();
 }
 
-/// The kernel's own list shows which timer a connection has: 02 is that of the keep-alive probes.
+/// The kernel's connection list shows which timer a connection has: 02 is the keep-alive timer.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn the_kernel_probes_a_silent_client() {
