@@ -94,7 +94,7 @@ pub(super) struct AdminStatus {
     pub(super) replica: Option<ReplicaMembers>,
 }
 
-/// This replica and all live members it sees.
+/// This replica and all live members that it sees.
 #[derive(Debug)]
 pub(super) struct ReplicaMembers {
     me: ReplicaId,
@@ -182,7 +182,7 @@ pub(super) fn accepted() -> Response {
     json_response(StatusCode::ACCEPTED, &json!({ "accepted": true }))
 }
 
-/// Responses are valid at the moment only.
+/// Responses are valid only at the time of the request.
 const NO_STORE: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
 fn json_response(status: StatusCode, body: &Value) -> Response {

@@ -308,7 +308,7 @@ mod tests {
             self.site.call(request.body(Body::empty()).unwrap()).await.unwrap()
         }
 
-        /// The status, and what kind of problem it is, if it is one.
+        /// The status, and the type of the problem if the response is one.
         async fn meaning(&self, method: &str, path: &str, headers: &[(HeaderName, &str)]) -> (u16, Option<String>) {
             let answer = self.ask(method, path, headers).await;
             let status = answer.status().as_u16();
@@ -368,7 +368,7 @@ mod tests {
         NetworkPolicy::new(network::Settings::default(), trust, Resolver::default())
     }
 
-    /// A stream whose platform listens nowhere.
+    /// A stream whose platform is unreachable.
     fn unheard(stream: StreamName) -> upstream::Settings {
         let minute = Duration::from_secs(60);
         let url = "ws://127.0.0.1:1/".to_owned();
