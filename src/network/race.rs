@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(interleave(&[]), []);
     }
 
-    /// 10.0.0.1 swallows everything, 10.0.0.2 refuses, 10.0.0.3 accepts.
+    /// 10.0.0.1 never answers, 10.0.0.2 rejects, 10.0.0.3 accepts.
     async fn tried(last: &[u8]) -> io::Result<SocketAddr> {
         let addresses: Vec<SocketAddr> = last.iter().map(|last| SocketAddr::from(([10, 0, 0, *last], 1))).collect();
         let dial = async |address: SocketAddr| match address.to_string().as_str() {

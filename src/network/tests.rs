@@ -32,7 +32,7 @@ fn later() -> Instant {
     clock::now() + TIMEOUT
 }
 
-/// Answers each connection with these bytes, one at a time, and tells when the peer has closed it.
+/// Sends these bytes to each connection, one at a time, and reports when the peer closes it.
 async fn slow_peer(says: &'static [u8], between: Duration) -> (u16, mpsc::Receiver<()>, tokio::task::JoinSet<()>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -65,7 +65,8 @@ async fn slow_peer(says: &'static [u8], between: Duration) -> (u16, mpsc::Receiv
 #[tokio::test]
 async fn a_connection_to_a_silent_peer_is_closed_at_the_deadline() {
     let proxied = |port: u16| Proxies::all(&Proxy::parse(&format!("http://127.0.0.1:{port}")).unwrap(), &[]);
-    // Says nothing to a TLS handshake; one byte of one after the other; nothing to CONNECT; one byte of an answer.
+    // No answer to a TLS handshake; single bytes of an answer to it; no answer to CONNECT; single bytes of an answer to
+    // it.
     for (says, through_proxy, step) in [
         (&b""[..], false, "TLS handshake with 127.0.0.1"),
         (b"\x16\x03\x03\x40\x00\x02\x00\x00\x40\x03\x03\x03\x03\x03\x03", false, "TLS handshake with 127.0.0.1"),
@@ -80,13 +81,13 @@ async fn a_connection_to_a_silent_peer_is_closed_at_the_deadline() {
         let error = network.connect(&to, soon()).await.unwrap_err().to_string();
         assert!(error.starts_with(step) && error.contains(": not done within "), "{error}");
         tokio::time::timeout(TIMEOUT, closings.recv()).await.unwrap().unwrap();
-        // A caller that goes away has the same effect as the deadline.
+        // A caller that drops the future has the same effect as the deadline.
         drop(tokio::time::timeout(Duration::from_millis(100), network.connect(&to, later())).await);
         tokio::time::timeout(TIMEOUT, closings.recv()).await.unwrap().unwrap();
     }
 }
 
-/// A listener whose backlog is full: what else comes is swallowed.
+/// A listener whose backlog is full: further connections get no answer.
 async fn swallowing() -> (u16, Vec<TcpStream>, TcpListener) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -146,7 +147,7 @@ async fn credentials_do_not_leave_this_machine_in_plain_text() {
     }
 }
 
-/// A proxy that answers each request with this, once it has been read; what it was asked comes out.
+/// A proxy that sends this answer to each request after it has read the request. The receiver gets the requests.
 async fn proxy(answer: &'static str) -> (Proxy, mpsc::Receiver<String>, tokio::task::JoinSet<()>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -163,7 +164,7 @@ async fn proxy(answer: &'static str) -> (Proxy, mpsc::Receiver<String>, tokio::t
             }
             asked.send(String::from_utf8(request).unwrap()).await.unwrap();
             stream.write_all(answer.as_bytes()).await.unwrap();
-            // Until the client has read it.
+            // Waits until the client has read it.
             drop(stream.read(&mut [0; 1024]).await);
         }
     });

@@ -1,15 +1,15 @@
-//! What is trusted: the system's certificates, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name. Read once.
+//! Trusted roots: the system's certificates, or those in `SSL_CERT_FILE` and `SSL_CERT_DIR`. They are read once.
 
 use std::sync::Arc;
 
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 
-/// The certificates that platforms and proxies are checked against. Cheap to clone.
+/// The trusted roots for the certificates of platforms and proxies. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct TrustedRoots(Arc<ClientConfig>);
 
 impl TrustedRoots {
-    /// Reads the certificates of this machine. What cannot be read is logged; without any, no TLS handshake succeeds.
+    /// Reads the certificates of this machine. Logs unreadable ones; without any, every TLS handshake fails.
     pub fn of_machine() -> Result<Self, rustls::Error> {
         let found = rustls_native_certs::load_native_certs();
         for error in &found.errors {
@@ -26,7 +26,7 @@ impl TrustedRoots {
         Self::of(roots)
     }
 
-    /// Trusts these certificates and no others.
+    /// Trusts only these certificates.
     pub fn of(roots: RootCertStore) -> Result<Self, rustls::Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
