@@ -237,13 +237,13 @@ impl From<PermitError> for HttpProblem {
         let (status, slug, title, detail) = match full {
             PermitError::Total => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                "no-seat",
+                "too-many-connections",
                 "Too many connections",
                 "all connections of this listener are in use",
             ),
             PermitError::PerAddress => (
                 StatusCode::TOO_MANY_REQUESTS,
-                "address-share",
+                "too-many-connections-per-address",
                 "Too many connections from one address",
                 "this address has reached its connection limit; close or reuse connections",
             ),

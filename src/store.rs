@@ -91,22 +91,22 @@ impl Append {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {
     /// The disk is full or the store cannot be written now. Hold the events and retry.
-    #[error("the store takes no entries: {0}")]
+    #[error("store unavailable: {0}")]
     Unavailable(String),
     /// Another replica owns the stream.
-    #[error("the fence is stale: another holder has the stream")]
+    #[error("stale fence: another replica owns the stream")]
     Fenced,
     /// The log does not end where this writer's last append ended: the server was rolled back, or an append without an
     /// answer was applied later. Nothing more can be appended under this claim. The owner drops the writer and claims the
     /// log again under the same fence; the new claim has the end of the log and its position.
-    #[error("the log has moved: {0}")]
+    #[error("the log diverged: {0}")]
     Diverged(String),
     /// The data of this stream cannot be used: a key of another type, a foreign entry, or an invalid field. Other streams
     /// are not affected. Claim the log again until an operator has repaired it.
     #[error("the log cannot be used: {0}")]
     UnusableLog(String),
     /// The store is broken; the process must end and open it again.
-    #[error("the store is broken: {0}")]
+    #[error("store broken: {0}")]
     Broken(String),
 }
 

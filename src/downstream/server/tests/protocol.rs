@@ -411,7 +411,7 @@ async fn behind_a_trusted_proxy_each_client_has_a_share_of_its_own() {
     assert_eq!(first.status(), 200);
     let mut over = relay.get(QUEUES, &[sse, ("X-Forwarded-For", "192.0.2.1")]).await;
     assert_eq!((over.status(), over.header("retry-after").as_deref()), (429, Some("5")));
-    assert_eq!(over.problem().await.0, "address-share");
+    assert_eq!(over.problem().await.0, "too-many-connections-per-address");
     let other = relay.get(QUEUES, &[sse, ("Forwarded", "for=192.0.2.2")]).await;
     assert_eq!(other.status(), 200);
     drop((first, other));
@@ -427,7 +427,7 @@ async fn one_connection_too_many_is_rejected_and_a_freed_permit_is_reused() {
     let second = relay.subscribe(QUEUES).await;
     let mut third = relay.get("/v1/streams", &[]).await;
     assert_eq!((third.status(), third.header("retry-after").as_deref()), (429, Some("5")));
-    assert_eq!(third.problem().await.0, "address-share");
+    assert_eq!(third.problem().await.0, "too-many-connections-per-address");
     drop(first);
     for _ in 0..1_000 {
         if relay.get("/v1/streams", &[]).await.status() == 200 {
