@@ -304,7 +304,7 @@ impl LeaseTask {
                 Output::Renew { limit } => self.renew(limit),
                 Output::ReadRecords => self.list(),
                 Output::ChangeRecord { stream, expected, record } => self.change(stream, expected, record),
-                Output::Beat => self.publish(OutgoingMessage::Heartbeat),
+                Output::SendHeartbeat => self.publish(OutgoingMessage::Heartbeat),
                 Output::Send { to, note } => {
                     tracing::debug!(%to, ?note, "message sent to another replica");
                     self.publish(OutgoingMessage::Direct { to, note });

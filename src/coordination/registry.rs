@@ -17,10 +17,13 @@ use crate::{
     store::redis::{
         connection::{CommandError, LuaScript, RedisConnection},
         keys::LogKeys,
-        lease_row::fence_texts,
+        lease_row::{CHANGE_SCRIPT, change_arguments},
         unreadable::{is_later_format, later_format, wrong_type},
     },
 };
+
+/// A new owner numbers its appends from the start.
+const TURN_RESET: [&[u8]; 2] = [b"turn", b"0"];
 
 /// One replica's access to the registry.
 #[derive(Debug)]
@@ -45,7 +48,7 @@ impl Registry {
             settings,
             renew: LuaScript::new(include_str!("scripts/replica_renew.lua")),
             leave: LuaScript::new(include_str!("scripts/replica_leave.lua")),
-            change: LuaScript::new(include_str!("scripts/change.lua")),
+            change: LuaScript::new(CHANGE_SCRIPT),
         }
     }
 
@@ -127,10 +130,8 @@ impl Registry {
         record: LeaseRecord,
     ) -> Result<bool, CommandError> {
         let head = LogKeys::of(&self.prefix, stream).head;
-        let (number, nonce) = expected.map(fence_texts).unwrap_or_default();
-        let (number_next, nonce_next) = fence_texts(record.fence);
-        let holder = record.holder.map(|holder| holder.to_string()).unwrap_or_default();
-        let arguments = [&number, &nonce, &number_next, &nonce_next, &holder].map(String::as_bytes);
+        let texts = change_arguments(expected, &record);
+        let arguments: Vec<&[u8]> = texts.iter().map(String::as_bytes).chain(TURN_RESET).collect();
         self.connection.call(&self.change, &[&head], &arguments).await
     }
 

@@ -89,9 +89,9 @@ mod tests {
     #[test]
     fn the_soft_limit_is_raised_to_the_hard_one() {
         use rustix::process::{Resource, getrlimit};
-        let told = raise();
+        let raised = raise();
         let limit = getrlimit(Resource::Nofile);
         assert_eq!(limit.current, limit.maximum);
-        assert_eq!(told.map(|limit| limit as u64), limit.current);
+        assert_eq!(raised.map(|limit| limit as u64), limit.current);
     }
 }

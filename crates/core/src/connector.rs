@@ -177,9 +177,6 @@ impl Connector {
     pub fn decode(&self, frame: Frame, received: Timestamp, items: &mut Vec<Item>) {
         let before = items.len();
         self.decode_frame(frame, received, items);
-        if items.len() == before {
-            return;
-        }
         let kind_default = self.dialect().kind_default();
         for item in &mut items[before..] {
             if let Item::Event(event) = item {

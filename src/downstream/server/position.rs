@@ -88,7 +88,7 @@ mod tests {
         assert!(!positions.is_due());
         positions.on_view(&view(999, 0), Some(999));
         positions.on_view(&view(1_000, 1), None);
-        assert!(!positions.is_due(), "what was delivered told it");
+        assert!(!positions.is_due(), "the delivered entries report the position");
         positions.on_view(&view(2, 1), None);
         assert!(positions.is_due());
         positions.on_reported();

@@ -264,9 +264,9 @@ impl WsConnection {
         positions.on_reported();
         let reached = ReadProgress::of(&self.feed, self.form);
         let nonce = random::u64();
-        let told = reached.envelope(POSITION_KIND, self.feed.source(0).as_str(), nonce, clock::wall());
+        let envelope = reached.envelope(POSITION_KIND, self.feed.source(0).as_str(), nonce, clock::wall());
         self.socket.flush().await.map_err(close_cause)?;
-        write_all(self.socket.get_mut(), &render::frame(&told)).await
+        write_all(self.socket.get_mut(), &render::frame(&envelope)).await
     }
 
     /// Sends a close with the reason, if the client still reads, and closes the connection.

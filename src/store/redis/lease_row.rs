@@ -36,6 +36,17 @@ fn is_canonical(fence: Fence, number: &str, nonce: &str) -> bool {
     number == expected_number && nonce == expected_nonce
 }
 
+/// The script that replaces a record. Its arguments begin with [`change_arguments`].
+pub(crate) const CHANGE_SCRIPT: &str = include_str!("scripts/lease_change.lua");
+
+/// The expected fence (none: there never was an owner) and the new record.
+pub(crate) fn change_arguments(expected: Option<Fence>, record: &LeaseRecord) -> [String; 5] {
+    let (number, nonce) = expected.map(fence_texts).unwrap_or_default();
+    let (number_next, nonce_next) = fence_texts(record.fence);
+    let owner = record.holder.map(|owner| owner.to_string()).unwrap_or_default();
+    [number, nonce, number_next, nonce_next, owner]
+}
+
 /// Number and nonce of a fence as scripts and appends compare them.
 pub(crate) fn fence_texts(fence: Fence) -> (String, String) {
     (fence.number.to_string(), format!("{:032x}", fence.nonce))

@@ -6,7 +6,7 @@ use super::{
     RedisStore,
     connection::LuaScript,
     keys::key,
-    lease_row::{LeaseRow, fence_texts, parse_record},
+    lease_row::{CHANGE_SCRIPT, LeaseRow, change_arguments, fence_texts, parse_record},
     log::append_error,
     records::{parse_cursor, read_error},
     unreadable::quoted,
@@ -32,7 +32,7 @@ pub(super) struct SinkScripts {
 impl Default for SinkScripts {
     fn default() -> Self {
         Self {
-            lease: LuaScript::new(include_str!("scripts/sink_lease.lua")),
+            lease: LuaScript::new(CHANGE_SCRIPT),
             advance: LuaScript::new(include_str!("scripts/sink_advance.lua")),
             letters: LuaScript::new(include_str!("scripts/sink_dead_letters.lua")),
             remove: LuaScript::new(include_str!("scripts/sink_remove.lua")),
@@ -58,10 +58,8 @@ impl RedisStore {
         expected: Option<Fence>,
         record: LeaseRecord,
     ) -> Result<bool, AppendError> {
-        let (number, nonce) = expected.map(fence_texts).unwrap_or_default();
-        let (number_next, nonce_next) = fence_texts(record.fence);
-        let owner = record.holder.map(|owner| owner.to_string()).unwrap_or_default();
-        let arguments = [&number, &nonce, &number_next, &nonce_next, &owner].map(String::as_bytes);
+        let texts = change_arguments(expected, &record);
+        let arguments = texts.each_ref().map(String::as_bytes);
         let done = self.connection().call(&self.shared.sink_scripts.lease, &[&self.sink_key(sink)], &arguments).await;
         done.map_err(|error| append_error(&error))
     }

@@ -201,7 +201,7 @@ impl Lease {
         }
         if self.sends_heartbeats() && self.heartbeat_at <= now.boot {
             self.heartbeat_at = now.boot + self.settings.heartbeat_interval;
-            self.outputs.push_back(Output::Beat);
+            self.outputs.push_back(Output::SendHeartbeat);
         }
     }
 

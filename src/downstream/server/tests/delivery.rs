@@ -440,14 +440,14 @@ async fn a_filtered_server_sent_reader_comes_back_after_retention_and_misses_not
     relay.append("queues", &[WANTED]).await;
     assert_eq!(sequences(&sse.sse_events(1).await), [1]);
     append_unmatched(&relay, "queues", 30).await;
-    let mut told = String::new();
-    while told.is_empty() || offset(&told) <= 2_001 {
-        told = sse.sse_id().await.expect("an id that advances");
+    let mut last_id = String::new();
+    while last_id.is_empty() || offset(&last_id) <= 2_001 {
+        last_id = sse.sse_id().await.expect("an id that advances");
     }
     drop(sse);
     assert!(relay.log("queues").end().first.0 > 2, "retention has overtaken the first event");
     relay.append("queues", &[WANTED]).await;
-    let event = relay.get(&path, &[SSE, ("Last-Event-ID", &told)]).await.sse().await.unwrap().1;
+    let event = relay.get(&path, &[SSE, ("Last-Event-ID", &last_id)]).await.sse().await.unwrap().1;
     assert_eq!((event["type"].as_str(), event["sequence"].as_str()), (Some("test.w"), Some("3002")), "{event}");
     let stale = relay.mark("queues", 1).to_string();
     let event = relay.get(&path, &[SSE, ("Last-Event-ID", &stale)]).await.sse().await.unwrap().1;
@@ -468,15 +468,15 @@ async fn a_filtered_reader_of_several_streams_gets_the_whole_cursor() {
     assert_eq!(sse.sse_events(1).await.len(), 1);
     append_unmatched(&relay, "queues", 10).await;
     let agents = relay.mark("agents", 1);
-    let told = loop {
-        let told = sse.sse_id().await.expect("an id that advances");
-        if told.ends_with("-1000") {
-            break told;
+    let last_id = loop {
+        let last_id = sse.sse_id().await.expect("an id that advances");
+        if last_id.ends_with("-1000") {
+            break last_id;
         }
     };
-    assert!(told.contains(&format!("agents:{agents}")) && told.contains("queues:"), "{told}");
+    assert!(last_id.contains(&format!("agents:{agents}")) && last_id.contains("queues:"), "{last_id}");
     relay.append("queues", &[WANTED]).await;
-    let event = relay.get(path, &[SSE, ("Last-Event-ID", &told)]).await.sse().await.unwrap().1;
+    let event = relay.get(path, &[SSE, ("Last-Event-ID", &last_id)]).await.sse().await.unwrap().1;
     assert_eq!(event["sequence"], "1001");
     drop(sse);
     relay.drain().await;
@@ -487,7 +487,7 @@ async fn websocket_and_ndjson_send_positions_on_request() {
     let relay = RelayFixture::start().await;
     let one = format!("{QUEUES}?type=test.w");
     let session = [("sec-websocket-protocol", "trunkline.v1")];
-    let (mut told, response) = relay.offer(&one, &session).await;
+    let (mut last_id, response) = relay.offer(&one, &session).await;
     assert_eq!(response.headers()["sec-websocket-protocol"], "trunkline.v1");
     let (mut plain, _) = relay.offer(&one, &[("sec-websocket-protocol", "cloudevents.json")]).await;
     let (mut several, _) = relay.offer("/v1/events?stream=agents&stream=queues", &session).await;
@@ -498,17 +498,17 @@ async fn websocket_and_ndjson_send_positions_on_request() {
     relay.append("queues", &[WANTED]).await;
     let end = relay.mark("queues", 1_000).to_string();
     for (event, kind) in
-        [(told.event().await, "trunkline.session.position"), (lines.line().await.unwrap(), "trunkline.position.v1")]
+        [(last_id.event().await, "trunkline.session.position"), (lines.line().await.unwrap(), "trunkline.position.v1")]
     {
         assert_eq!((event["type"].as_str(), &event["data"]), (Some(kind), &json!({"cursor": end})));
         assert_eq!((event["specversion"].as_str(), event["sequence"].as_str()), (Some("1.0"), None));
         assert!(event["id"].is_string() && event["source"].is_string(), "{event}");
     }
-    for event in [told.event().await, plain.event().await, lines.line().await.unwrap(), bare.line().await.unwrap()] {
+    for event in [last_id.event().await, plain.event().await, lines.line().await.unwrap(), bare.line().await.unwrap()] {
         assert_eq!((event["type"].as_str(), event["sequence"].as_str()), (Some("test.w"), Some("1001")));
     }
     let events = whole.events(1_001).await;
-    assert_eq!(sequences(&events), (1..=1_001).collect::<Vec<_>>(), "who gets all is told nothing beside");
+    assert_eq!(sequences(&events), (1..=1_001).collect::<Vec<_>>(), "who gets all is last_id nothing beside");
     let position = loop {
         let event = several.event().await;
         if event["type"] == "trunkline.session.position" {
@@ -517,7 +517,7 @@ async fn websocket_and_ndjson_send_positions_on_request() {
     };
     let cursor = position["data"]["cursor"].as_str().unwrap();
     assert!(cursor.contains("agents:") && cursor.contains("queues:"), "{cursor}");
-    drop((told, plain, several, whole, lines, bare));
+    drop((last_id, plain, several, whole, lines, bare));
     relay.drain().await;
 }
 

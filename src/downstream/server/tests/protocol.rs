@@ -213,18 +213,18 @@ async fn a_silent_client_is_pinged_and_given_up_when_it_does_not_answer() {
     setup.server.ping_interval = Duration::from_millis(50);
     let relay = RelayFixture::with(setup).await;
     let mut answering = relay.subscribe(QUEUES).await;
-    let mut mute = relay.subscribe(QUEUES).await;
+    let mut silent = relay.subscribe(QUEUES).await;
     // Reads below the library, so that it does not answer pings.
-    let mute = mute.0.get_mut();
+    let silent = silent.0.get_mut();
     let answers = async {
         for _ in 0..5 {
             assert!(matches!(answering.message().await, Some(Message::Ping(_))));
         }
     };
     let silence = async {
-        let mut heard = Vec::new();
-        timeout(TIMEOUT, mute.read_to_end(&mut heard)).await.expect("given up in time").unwrap();
-        assert_eq!(heard, [0x89, 0, 0x89, 0], "two pings, then the end");
+        let mut received = Vec::new();
+        timeout(TIMEOUT, silent.read_to_end(&mut received)).await.expect("closed in time").unwrap();
+        assert_eq!(received, [0x89, 0, 0x89, 0], "two pings, then the end");
     };
     tokio::join!(answers, silence);
     drop(answering);

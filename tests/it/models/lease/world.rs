@@ -286,9 +286,9 @@ impl LeaseWorld {
             Output::ChangeRecord { stream, expected, record } => {
                 return self.request(at, DelayedChange { stream, expected, record, outcome: None }, is_cut);
             }
-            Output::Beat if replica.take_fault(StoreFault::RequestLost) => (),
+            Output::SendHeartbeat if replica.take_fault(StoreFault::RequestLost) => (),
             Output::Send { .. } if replica.take_fault(StoreFault::RequestLost) => (),
-            Output::Beat => return self.heartbeat(at).map(|()| None),
+            Output::SendHeartbeat => return self.heartbeat(at).map(|()| None),
             Output::Send { to, note } => {
                 let from = replica.id;
                 if let Some(other) = self.replicas.iter_mut().find(|other| other.id == to) {

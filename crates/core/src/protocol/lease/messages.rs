@@ -88,7 +88,7 @@ pub enum Output {
         record: LeaseRecord,
     },
     /// Publish a heartbeat to all replicas.
-    Beat,
+    SendHeartbeat,
     Send {
         to: ReplicaId,
         note: PeerMessage,

@@ -377,7 +377,7 @@ impl LeaseRunner {
             }
             match self.answered(&output) {
                 Some(answer) => self.lease.handle(answer, self.moment()),
-                None if output == Output::Beat => (),
+                None if output == Output::SendHeartbeat => (),
                 None => lines.push(describe(&output)),
             }
         }
@@ -391,7 +391,7 @@ impl LeaseRunner {
             Output::ReadRecords if self.away => Some(Input::RequestFailed(LeaseRequest::ReadRecords)),
             Output::ReadRecords => Some(Input::RecordsRead { records: self.records.clone() }),
             Output::ChangeRecord { .. }
-            | Output::Beat
+            | Output::SendHeartbeat
             | Output::Send { .. }
             | Output::Follow { .. }
             | Output::Prepare { .. }
@@ -423,7 +423,9 @@ fn describe(output: &Output) -> String {
         Output::StepDown => "step down".to_owned(),
         Output::Resume => "resume".to_owned(),
         Output::Leave => "leave".to_owned(),
-        Output::Renew { .. } | Output::ReadRecords | Output::Beat => panic!("{output:?} is answered by the store"),
+        Output::Renew { .. } | Output::ReadRecords | Output::SendHeartbeat => {
+            panic!("{output:?} is answered by the store")
+        }
     }
 }
 
