@@ -111,6 +111,21 @@ pub(crate) async fn within(span: Duration, what: &str, mut condition: impl Async
     }
 }
 
+/// Waits until a value stays the same for `span`, and returns it.
+pub(crate) async fn settled<T: PartialEq>(span: Duration, what: &str, read: impl AsyncFn() -> T) -> T {
+    let end = clock::now() + span + 3 * WAIT_MAX;
+    let (mut value, mut since) = (read().await, clock::now());
+    while clock::now() < since + span {
+        assert!(clock::now() < end, "not the same for {span:?}: {what}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+        let next = read().await;
+        if next != value {
+            (value, since) = (next, clock::now());
+        }
+    }
+    value
+}
+
 /// Checks during `span` that the condition stays true.
 pub(crate) async fn throughout(span: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let end = clock::now() + span;

@@ -60,11 +60,8 @@ impl TokenUsage {
             return false;
         }
         self.proven_by.insert(stream.clone());
-        let cleared = self.refused == Some(false);
-        if cleared {
-            self.refused = None;
-        }
-        cleared
+        // The platform has accepted the token after it rejected it, so the rejection concerned a stream.
+        self.refused.take().is_some()
     }
 
     /// The platform rejected a token of the stream.
@@ -190,5 +187,22 @@ mod tests {
         assert!(usage.on_live(&a, 1), "the account keeps it");
         assert_eq!(usage.on_refused(&b, 1, now), RefusalScope::Stream);
         assert!(!usage.on_live(&a, 1), "nothing is cleared twice");
+    }
+
+    #[test]
+    fn a_refusal_of_a_token_that_only_the_refused_stream_proved_is_cleared_too() {
+        let (mut usage, now) = (TokenUsage::default(), Instant::now());
+        let [a, b] = ["a", "b"].map(|name| name.parse().unwrap());
+        usage.on_token(1, now);
+        for stream in [&a, &b] {
+            usage.on_live(stream, 1);
+        }
+        assert_eq!(usage.on_refused(&b, 1, now), RefusalScope::Account { proven: true });
+        usage.on_token(2, now);
+        usage.on_live(&b, 2);
+        assert_eq!(usage.on_refused(&b, 2, now), RefusalScope::Account { proven: true });
+        assert!(usage.on_live(&a, 2), "a slower stream shows that the token is good");
+        usage.on_live(&b, 2);
+        assert_eq!(usage.on_refused(&b, 2, now), RefusalScope::Stream);
     }
 }
