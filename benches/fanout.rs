@@ -188,7 +188,7 @@ async fn serve(
     let events: Vec<Event> = (0..EVENTS).map(|_| event()).collect();
     let checkpoint = Checkpoint { position: None, last_received_at: Timestamp(0), feed: None };
     while let Some(done) = requests.recv().await {
-        writer.append(&events, checkpoint).await.expect("a healthy store");
+        writer.append(&events, checkpoint.clone()).await.expect("a healthy store");
         done.send(()).expect("the bench waits");
     }
 }

@@ -63,7 +63,11 @@ fn directory() -> TempDir {
 }
 
 fn checkpoint() -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(1))), last_received_at: Timestamp(1_777_901_509_570), feed: None }
+    Checkpoint {
+        position: Some(Position::Numbered(Sequence(1))),
+        last_received_at: Timestamp(1_777_901_509_570),
+        feed: None,
+    }
 }
 
 async fn read_to_the_end(log: &EventLog) -> usize {

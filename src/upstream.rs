@@ -315,7 +315,7 @@ impl StreamEntry {
             state: self.state().as_str(),
             holder: self.view.as_ref().and_then(HolderView::holder).map(|holder| holder.to_string()),
             last: Mark { epoch: end.lineage.current(), offset: end.last },
-            position: stats.position.map(|position| position.to_string()),
+            position: stats.position.as_ref().map(ToString::to_string),
             events: stats.events,
             gaps: stats.gaps,
             duplicates: stats.duplicates,

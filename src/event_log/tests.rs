@@ -60,7 +60,7 @@ fn event(number: u64, body_len: usize) -> Event {
 
 fn checkpoint(position: u64) -> Checkpoint {
     Checkpoint {
-        position: Some(Position(Sequence(position))),
+        position: Some(Position::Numbered(Sequence(position))),
         last_received_at: Timestamp(1_777_901_509_570),
         feed: None,
     }

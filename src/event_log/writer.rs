@@ -48,7 +48,7 @@ impl LogWriter {
             claim,
             fence: state.fence,
             epoch: state.lineage.current(),
-            claimed: ClaimedState { checkpoint: state.checkpoint, damaged: state.damaged },
+            claimed: ClaimedState { checkpoint: state.checkpoint.clone(), damaged: state.damaged },
             last: AtomicU64::new(state.last.0),
             gate: AppendGate::default(),
         }

@@ -35,7 +35,7 @@ impl Appender {
     ) -> Result<Mark, AppendError> {
         loop {
             self.permit.ready(self.fence).await;
-            match self.writer.append(events, checkpoint).await {
+            match self.writer.append(events, checkpoint.clone()).await {
                 Ok(offset) => {
                     reporter.append_succeeded();
                     return Ok(Mark { epoch: self.writer.epoch(), offset });

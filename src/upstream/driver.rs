@@ -24,7 +24,7 @@ use crate::{
     connector::{Failure, RestResponse},
     coordination::LeaseHandle,
     event_log::EventLog,
-    model::{Checkpoint, Event, Mark, Position, Secret},
+    model::{Checkpoint, Event, Mark, Secret, Sequence},
     protocol::{
         Moment,
         session::SessionId,
@@ -88,8 +88,8 @@ pub(super) enum StreamWorkResult {
     Appended(Result<Mark, AppendError>),
     /// The result of a claim of the log.
     Claimed(Box<LogClaimResult>),
-    /// The position of a log that another replica writes.
-    Position(Option<Position>),
+    /// The last number of a log that another replica writes.
+    Position(Option<Sequence>),
     Finished,
 }
 

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     coordination::{Ownership, OwnershipPhase, ReplicaRole},
     event_log::{EventLog, LogWriter},
-    model::{Event, FeedId, Fence, Offset, Position},
+    model::{Event, FeedId, Fence, Offset, Sequence},
     protocol::stream::{Input, LogHead},
     store::AppendError,
 };
@@ -112,17 +112,17 @@ pub(super) async fn claim(log: &EventLog, fence: Option<Fence>) -> Result<LogWri
 /// The end of the claimed log, from which the machine starts.
 pub(super) fn stream_opening(writer: &LogWriter) -> LogHead {
     let found = writer.claimed_state();
-    LogHead { checkpoint: found.checkpoint, damaged: found.damaged }
+    LogHead { checkpoint: found.checkpoint.clone(), damaged: found.damaged }
 }
 
-/// The position of a numbered log by its newest entries. None if another feed wrote the log.
-pub(super) async fn read_log_position(log: &EventLog, feed: FeedId) -> Option<Position> {
+/// The last number of a numbered log by its newest entries. None if another feed wrote the log.
+pub(super) async fn read_log_position(log: &EventLog, feed: FeedId) -> Option<Sequence> {
     let stored = log.feed().await.ok()?;
     if stored.is_some_and(|stored| stored != feed) {
         return None;
     }
     let newest = log.newest(Offset::START, NUMBERED_SEARCH_MAX).await.ok()?;
-    newest.iter().rev().find_map(|event| event.sequence).map(Position)
+    newest.iter().rev().find_map(|event| event.sequence)
 }
 
 impl StreamDriver<'_> {
@@ -242,7 +242,7 @@ impl StreamDriver<'_> {
     }
 
     /// Takes the position of the followed log, from which the next session resumes.
-    pub(super) fn on_log_position(&mut self, position: Option<Position>) {
+    pub(super) fn on_log_position(&mut self, position: Option<Sequence>) {
         if matches!(self.log_access, LogAccess::Standby { .. }) {
             if let Some(position) = position {
                 self.machine.handle(Input::Follow(position), now());

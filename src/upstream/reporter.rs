@@ -265,7 +265,9 @@ impl StreamReporter {
                     "the log was written from another feed (connector or URL); stored position ignored, gap recorded"
                 );
             }
-            StreamReport::Resuming(position) => info!(position = position.map(|position| position.0.0), "connecting"),
+            StreamReport::Resuming(position) => {
+                info!(position = position.and_then(|position| position.order()).map(|number| number.0), "connecting")
+            }
             StreamReport::Gap { reason, lost } => {
                 self.metrics.gap_marked(reason, lost);
                 self.with(|stats| stats.gaps += 1);

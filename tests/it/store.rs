@@ -193,7 +193,7 @@ async fn a_claim_under_a_fence_needs_exactly_that_fence(fixture: StoreFixture) {
     let state = store.claim(&name, Some(fence)).await.unwrap();
     assert_eq!((state.fence, state.last, state.high_watermark), (fence, Offset(1), Offset(1)));
     assert_eq!(state.lineage, log.state.lineage);
-    assert_found(state.checkpoint, checkpoint(1));
+    assert_found(&state.checkpoint, &checkpoint(1));
     let mut log = LogFixture { state, ..log };
     for _ in 0..3 {
         log.append(2).await.unwrap();
@@ -226,14 +226,14 @@ async fn a_position_is_stored_with_and_without_entries(fixture: StoreFixture) {
     assert_eq!(log.state.checkpoint, None);
     log.append(3).await.unwrap();
     let log = LogFixture::open(&store, "queues").await;
-    assert_found(log.state.checkpoint, checkpoint(3));
+    assert_found(&log.state.checkpoint, &checkpoint(3));
     let none = Checkpoint { position: None, last_received_at: Timestamp(7), feed: None };
-    for expected in [checkpoint(u64::MAX), none] {
+    for expected in [checkpoint(u64::MAX), none.clone()] {
         let append = Append { checkpoint: expected, ..log.next(0, Timestamp(0)) };
         store.append(append).await.unwrap();
     }
     let log = LogFixture::open(&store, "queues").await;
-    assert_found(log.state.checkpoint, none);
+    assert_found(&log.state.checkpoint, &none);
     assert_eq!(log.state.last, Offset(3));
 }
 
@@ -250,7 +250,7 @@ async fn a_position_is_stored_with_its_feed(fixture: StoreFixture) {
             log.put(&append).await.unwrap();
             assert_eq!(store.feed(&log.name).await.unwrap(), feed, "{len} entries");
             let state = store.claim(&log.name, Some(log.state.fence)).await.unwrap();
-            assert_found(state.checkpoint, append.checkpoint);
+            assert_found(&state.checkpoint, &append.checkpoint);
             log = LogFixture { state, ..log };
         }
     }
@@ -269,7 +269,7 @@ async fn all_entries_survive_a_close(fixture: StoreFixture) {
     let mut again = LogFixture::open(&store, "queues").await;
     assert_eq!(again.state.lineage, log.state.lineage);
     assert_eq!((again.state.first, again.state.last), (Offset(1), Offset(7)));
-    assert_found(again.state.checkpoint, checkpoint(7));
+    assert_found(&again.state.checkpoint, &checkpoint(7));
     assert!(!again.state.damaged);
     again.append(3).await.unwrap();
     assert_eq!(again.entries().await, (1..=10).collect::<Vec<_>>());

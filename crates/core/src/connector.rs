@@ -64,7 +64,7 @@ pub trait Dialect: std::fmt::Debug {
     }
 
     /// The URL that resumes after a position.
-    fn resume_url(&self, url: &str, _position: Position) -> String {
+    fn resume_url(&self, url: &str, _position: &Position) -> String {
         url.to_owned()
     }
 
@@ -166,7 +166,7 @@ impl Connector {
     }
 
     /// The URL to open: the endpoint's, with the resume parameter if there is a position.
-    pub fn url(&self, endpoint: &Endpoint, resume: Option<Position>) -> String {
+    pub fn url(&self, endpoint: &Endpoint, resume: Option<&Position>) -> String {
         match resume {
             Some(position) => self.dialect().resume_url(&endpoint.url, position),
             None => endpoint.url.clone(),

@@ -7,6 +7,7 @@ mod envelope;
 mod event;
 mod feed;
 mod name;
+mod position;
 mod revocation;
 mod secret;
 mod setting;
@@ -21,6 +22,7 @@ pub use envelope::{BatchBuilder, EnvelopeHeader, Source};
 pub use event::{Body, Event, Gap, GapReason};
 pub use feed::{FeedId, stable_hash};
 pub use name::{AccountName, ConsumerName, NameError, StreamName};
+pub use position::{Position, PositionText};
 pub use revocation::{Revocation, RevocationTarget};
 pub use secret::Secret;
 pub use setting::{SecretRef, SettingError, Size, Span};
@@ -49,20 +51,10 @@ impl fmt::Display for Sequence {
     }
 }
 
-/// How far a stream has been stored, in the platform's terms: the last stored event, not the next one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Position(pub Sequence);
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 /// The resume state of a stream. It is stored in one step with the entries that it covers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The position to resume after; none before the first event, and on platforms without numbers.
+    /// The position to resume after; none before the first event, and on platforms that cannot resume.
     pub position: Option<Position>,
     /// When the last frame arrived with all its events stored. Wall clock of this host, because it must survive a
     /// restart; a shared store converts it. It only shows that a position is certainly too old, so a wrong clock costs

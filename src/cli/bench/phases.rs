@@ -187,7 +187,7 @@ async fn append_for(folder: &std::path::Path, span: Duration) -> anyhow::Result<
     let checkpoint = Checkpoint { position: None, last_received_at: clock::wall(), feed: None };
     let (start, mut appended) = (clock::now(), 0);
     while start.elapsed() < span {
-        writer.append(&events, checkpoint).await?;
+        writer.append(&events, checkpoint.clone()).await?;
         appended += events.len() as u64;
     }
     let took = start.elapsed();

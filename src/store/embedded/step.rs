@@ -91,7 +91,7 @@ impl<'a> WriteStep<'a> {
             let len = self.insert_batch(held.number, batch)?;
             held.record_append(batch, len);
         }
-        held.checkpoint = Some(append.checkpoint);
+        held.checkpoint = Some(append.checkpoint.clone());
         self.save(&held)?;
         self.changed.insert(append.stream.clone(), held);
         Ok(Ok(()))
@@ -164,8 +164,9 @@ impl<'a> WriteStep<'a> {
     }
 
     fn save(&mut self, held: &StoredStream) -> Result<(), SqliteFault> {
-        let position = held.checkpoint.and_then(|checkpoint| checkpoint.position);
-        let feed = held.checkpoint.and_then(|checkpoint| checkpoint.feed);
+        let checkpoint = held.checkpoint.as_ref();
+        let position = checkpoint.and_then(|checkpoint| checkpoint.position.as_ref()?.order());
+        let feed = checkpoint.and_then(|checkpoint| checkpoint.feed);
         let mut statement = self.transaction.prepare_cached(
             "UPDATE stream SET fence_number = ?2, fence_nonce = ?3, last = ?4, len = ?5, position = ?6, heard_at = ?7,
              damaged = ?8, feed = ?9 WHERE number = ?1",
@@ -176,8 +177,8 @@ impl<'a> WriteStep<'a> {
             held.fence.nonce.to_le_bytes(),
             held.last.0.cast_signed(),
             held.len.cast_signed(),
-            position.map(|position| position.0.0.cast_signed()),
-            held.checkpoint.map(|checkpoint| checkpoint.last_received_at.0),
+            position.map(|position| position.0.cast_signed()),
+            checkpoint.map(|checkpoint| checkpoint.last_received_at.0),
             held.damaged,
             feed.map(|feed| feed.0.cast_signed()),
         ])?;
@@ -240,7 +241,7 @@ pub(super) fn load(connection: &Connection, stream: &StreamName) -> Result<Optio
 }
 
 fn read_stream(row: &Row<'_>) -> Result<StoredStream, SqliteFault> {
-    let position = row.get::<_, Option<i64>>(6)?.map(|position| Position(Sequence(position.cast_unsigned())));
+    let position = row.get::<_, Option<i64>>(6)?.map(|position| Position::Numbered(Sequence(position.cast_unsigned())));
     let heard_at = row.get::<_, Option<i64>>(7)?.map(Timestamp);
     let feed = row.get::<_, Option<i64>>(9)?.map(|feed| FeedId(feed.cast_unsigned()));
     Ok(StoredStream {

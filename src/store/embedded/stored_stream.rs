@@ -67,7 +67,7 @@ impl StoredStream {
             first: self.first(),
             last: self.last,
             high_watermark: self.last,
-            checkpoint: self.checkpoint,
+            checkpoint: self.checkpoint.clone(),
             fence: self.fence,
             damaged: self.damaged,
         }

@@ -50,7 +50,7 @@ pub(super) fn next(stream: &StreamName, state: &LogState, len: usize, body_len: 
 
 pub(super) fn checkpoint(position: u64) -> Checkpoint {
     Checkpoint {
-        position: Some(Position(Sequence(position))),
+        position: Some(Position::Numbered(Sequence(position))),
         last_received_at: Timestamp(1_777_901_509_570),
         feed: None,
     }
@@ -181,7 +181,7 @@ async fn a_position_is_stored_with_and_without_entries() {
     assert_eq!(store.claim(&log.name, None, &ObservedLog::NONE).await.unwrap().checkpoint, Some(checkpoint(3)));
     let fence = store.claim(&log.name, None, &ObservedLog::NONE).await.unwrap().fence;
     let none = Checkpoint { position: None, last_received_at: Timestamp(7), feed: None };
-    for expected in [checkpoint(u64::MAX), none] {
+    for expected in [checkpoint(u64::MAX), none.clone()] {
         let append = Append { stream: log.name.clone(), fence, batches: Vec::new(), checkpoint: expected };
         store.append(append).await.unwrap();
     }
@@ -464,7 +464,7 @@ async fn an_earlier_schema_is_migrated_and_starts_an_epoch() {
         for found in [None, Some(mark)] {
             let store = open(directory.path(), RETAIN_ALL).unwrap();
             let log = StreamFixture::open(&store, "queues").await;
-            assert_eq!((log.state.last, log.state.checkpoint), (Offset(3), Some(checkpoint(3))), "schema {schema}");
+            assert_eq!((log.state.last, &log.state.checkpoint), (Offset(3), &Some(checkpoint(3))), "schema {schema}");
             assert_eq!(log.state.lineage.earlier(), [(former.epoch(), Offset(3))], "schema {schema}");
             assert_eq!(*epoch.get_or_insert(log.epoch()), log.epoch(), "one epoch for all later starts");
             assert_eq!(store.cursor(&billing, &queues).await.unwrap(), found);

@@ -119,7 +119,9 @@ fn checkpoint(
     let feed = feed_of(feed, position);
     let position = match position {
         "" => None,
-        digits => Some(Position(Sequence(digits.parse().map_err(|_| MalformedField::new("position", digits))?))),
+        digits => {
+            Some(Position::Numbered(Sequence(digits.parse().map_err(|_| MalformedField::new("position", digits))?)))
+        }
     };
     match heard_at {
         "" => Ok(None),
@@ -180,7 +182,7 @@ mod tests {
         assert_eq!((state.first, state.last, state.high_watermark), (Offset(3), Offset(12), Offset(11)));
         assert_eq!((state.fence, turn), (Fence { number: 4, nonce: 1 }, 6));
         let checkpoint = Checkpoint {
-            position: Some(Position(Sequence(77))),
+            position: Some(Position::Numbered(Sequence(77))),
             last_received_at: Timestamp(9_000),
             feed: Some(FeedId(42)),
         };

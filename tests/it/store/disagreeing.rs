@@ -64,7 +64,7 @@ async fn refusal(log: &mut LogFixture) -> String {
 }
 
 fn position(state: &LogState) -> Option<Position> {
-    state.checkpoint.and_then(|checkpoint| checkpoint.position)
+    state.checkpoint.as_ref().and_then(|checkpoint| checkpoint.position.clone())
 }
 
 /// The offsets that a reader gets, possibly with holes.
@@ -119,7 +119,7 @@ async fn an_epoch_without_entries_is_replaced_and_every_entry_stays_readable() {
         run(&server, &["HSET", HEAD, field, value]).await;
         let state = claim(&mut log).await.unwrap();
         assert!(!state.damaged, "{field} {value:?}");
-        assert_eq!((state.last, position(&state)), (Offset(3), Some(Position(Sequence(3)))));
+        assert_eq!((state.last, position(&state)), (Offset(3), Some(Position::Numbered(Sequence(3)))));
         assert_eq!(state.lineage.validity(before, state.last), CursorValidity::Valid(Offset(3)), "{field} {value:?}");
         append(&mut log, 2).await.unwrap();
         assert_eq!(offsets(&log).await, [1, 2, 3, 4, 5]);
@@ -157,7 +157,7 @@ async fn a_log_that_cannot_be_reset_is_renamed_and_the_stream_continues_behind_i
     run(&server, &["RENAME", LOG, "{trunkline:queues}:moved"]).await;
     let state = claim(&mut log).await.unwrap();
     assert!(state.damaged);
-    assert_eq!((state.last, position(&state)), (Offset(3), Some(Position(Sequence(3)))));
+    assert_eq!((state.last, position(&state)), (Offset(3), Some(Position::Numbered(Sequence(3)))));
     append(&mut log, 2).await.unwrap();
     assert_eq!(offsets(&log).await, [4, 5]);
 }
@@ -185,7 +185,7 @@ async fn an_append_that_redis_refuses_within_its_transaction_does_not_count() {
             for _ in 0..2 {
                 let state = claim(&mut log).await.unwrap();
                 assert!(state.damaged, "until the next append, each claim detects the loss");
-                assert_eq!((state.last, position(&state)), (Offset(expected), Some(Position(Sequence(3)))));
+                assert_eq!((state.last, position(&state)), (Offset(expected), Some(Position::Numbered(Sequence(3)))));
                 assert_eq!(state.lineage.validity(before, state.last), CursorValidity::Valid(Offset(3)));
                 epochs.push(state.lineage);
             }
@@ -266,7 +266,7 @@ async fn a_head_restored_alone_adopts_the_entries_of_its_log() {
     assert!(matches!(append(&mut log, 1).await, Err(AppendError::Diverged(_))));
     let state = claim(&mut log).await.unwrap();
     assert!(state.damaged && state.lineage.current() != lineage.current());
-    assert_eq!((state.last, position(&state)), (Offset(5), Some(Position(Sequence(5)))));
+    assert_eq!((state.last, position(&state)), (Offset(5), Some(Position::Numbered(Sequence(5)))));
     assert_eq!(state.lineage.validity(before, state.last), CursorValidity::Valid(Offset(5)));
     append(&mut log, 1).await.unwrap();
     assert_eq!(offsets(&log).await, [1, 2, 3, 4, 5, 6]);
@@ -286,7 +286,7 @@ async fn a_log_restored_alone_returns_to_the_position_of_its_entries() {
     restore(&server, LOG, &entries).await;
     let state = claim(&mut log).await.unwrap();
     assert!(state.damaged);
-    assert_eq!((state.last, position(&state)), (Offset(3), Some(Position(Sequence(3)))));
+    assert_eq!((state.last, position(&state)), (Offset(3), Some(Position::Numbered(Sequence(3)))));
     assert_eq!(state.lineage.validity(seen, Offset(9)), CursorValidity::AheadOfLog);
     assert_eq!(state.lineage.validity(before, Offset(9)), CursorValidity::Valid(Offset(3)));
     append(&mut log, 1).await.unwrap();

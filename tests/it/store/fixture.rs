@@ -86,7 +86,7 @@ pub(super) fn redis_settings(url: &str, retention: Retention, durability: Durabi
 
 pub(super) fn checkpoint(position: u64) -> Checkpoint {
     Checkpoint {
-        position: Some(Position(Sequence(position))),
+        position: Some(Position::Numbered(Sequence(position))),
         last_received_at: Timestamp(1_777_901_509_570),
         feed: None,
     }
@@ -94,9 +94,9 @@ pub(super) fn checkpoint(position: u64) -> Checkpoint {
 
 /// Checks the checkpoint that a claim found. A store with another clock returns its time with the error of one round
 /// trip.
-pub(super) fn assert_found(found: Option<Checkpoint>, expected: Checkpoint) {
-    let found = found.expect("a position was stored");
-    assert_eq!((found.position, found.feed), (expected.position, expected.feed));
+pub(super) fn assert_found(found: &Option<Checkpoint>, expected: &Checkpoint) {
+    let found = found.as_ref().expect("a position was stored");
+    assert_eq!((&found.position, found.feed), (&expected.position, expected.feed));
     let apart = found.last_received_at.0.abs_diff(expected.last_received_at.0);
     assert!(apart <= 1_000, "{found:?} where {expected:?} was stored");
 }

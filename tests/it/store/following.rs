@@ -274,7 +274,7 @@ async fn after_a_rollback_readers_continue_in_the_new_epoch_where_the_log_was_tr
     let fence = writer.fence();
     drop(writer);
     let writer = here.claim(Some(fence)).await;
-    assert_found(writer.claimed_state().checkpoint, checkpoint(7));
+    assert_found(&writer.claimed_state().checkpoint, &checkpoint(7));
     assert_ne!(writer.epoch(), old);
     let last = append(&writer, 4).await.unwrap();
     assert_eq!(last.offset, Offset(9));

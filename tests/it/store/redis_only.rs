@@ -94,7 +94,11 @@ async fn the_feed_of_a_position_that_an_earlier_version_moved_is_not_known() {
         server.connection().run::<i64>(cmd("HSET").arg(head).arg(field).arg(value)).await.unwrap();
         assert_eq!(store.feed(&log.name).await.unwrap(), feed, "{value}");
         let checkpoint = LogFixture::open(&store, "queues").await.state.checkpoint.unwrap();
-        assert_eq!((checkpoint.position, checkpoint.feed), (Some(Position(Sequence(position))), feed), "{value}");
+        assert_eq!(
+            (checkpoint.position, checkpoint.feed),
+            (Some(Position::Numbered(Sequence(position))), feed),
+            "{value}"
+        );
     }
 }
 
@@ -146,7 +150,7 @@ async fn a_position_whose_reply_was_lost_is_not_overwritten_later() {
     server.resume();
     until_done(&mut log, &position).await;
     log.append(4).await.unwrap();
-    assert_found(LogFixture::open(&store(&server), "queues").await.state.checkpoint, super::checkpoint(5));
+    assert_found(&LogFixture::open(&store(&server), "queues").await.state.checkpoint, &super::checkpoint(5));
 }
 
 #[tokio::test]
@@ -172,7 +176,7 @@ async fn a_command_that_arrives_long_after_its_retry_changes_nothing() {
         assert_complete(&log, usize::try_from(last).unwrap()).await;
         let found = LogFixture::open(&store, "queues").await.state;
         assert_eq!(found.last.0, last);
-        assert_found(found.checkpoint, newest.checkpoint);
+        assert_found(&found.checkpoint, &newest.checkpoint);
     }
 }
 
@@ -347,7 +351,7 @@ async fn a_log_whose_entries_were_deleted_continues_behind_its_end_after_a_new_c
                 let state = store.claim(&log.name, Some(log.state.fence)).await.unwrap();
                 assert!(state.damaged);
                 assert_eq!((state.first, state.last), (end.next(), end));
-                assert_found(state.checkpoint, super::checkpoint(end.0));
+                assert_found(&state.checkpoint, &super::checkpoint(end.0));
                 log = LogFixture { state, ..log };
             }
             log.append(count).await.unwrap();
@@ -400,7 +404,7 @@ async fn after_a_failover_that_lost_entries_cursors_are_valid_up_to_the_failover
     let mut after = LogFixture::open(&store(&new), "queues").await;
     assert_eq!(after.state.last, Offset(5));
     // The position was rolled back with the log.
-    assert_found(after.state.checkpoint, super::checkpoint(5));
+    assert_found(&after.state.checkpoint, &super::checkpoint(5));
     assert_eq!(after.state.lineage.validity(log.mark(5), Offset(5)), CursorValidity::Valid(Offset(5)));
     assert_eq!(after.state.lineage.validity(log.mark(6), Offset(5)), CursorValidity::AheadOfLog);
     after.append(4).await.unwrap();

@@ -120,8 +120,8 @@ impl RuleChecker {
 
     pub(super) fn on_process_start(&mut self, opening: &LogHead) {
         *self = Self { wakes: self.wakes, ..Self::new() };
-        self.known = opening.checkpoint.and_then(|checkpoint| checkpoint.position).map(|position| position.0.0);
-        self.received_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.last_received_at);
+        self.known = opening.checkpoint.as_ref().and_then(position);
+        self.received_wall = opening.checkpoint.as_ref().map_or(Timestamp(0), |checkpoint| checkpoint.last_received_at);
     }
 
     pub(super) fn on_standby_start(&mut self) {
@@ -138,14 +138,14 @@ impl RuleChecker {
         self.position_is_foreign = false;
         // A standby discards the events of a lost session.
         self.known = self.known.filter(|_| kept > 0);
-        self.log_wall = opening.checkpoint.map_or(Timestamp(0), |checkpoint| checkpoint.last_received_at);
+        self.log_wall = opening.checkpoint.as_ref().map_or(Timestamp(0), |checkpoint| checkpoint.last_received_at);
         if !self.connected {
             self.on_restart();
         }
-        let known = opening.checkpoint.filter(|checkpoint| checkpoint.position.is_some());
+        let known = opening.checkpoint.as_ref().filter(|checkpoint| checkpoint.position.is_some());
         self.may_abandon_position |=
             known.is_some_and(|known| schedule.wall().since(known.last_received_at) > schedule.plan.stream.retention);
-        self.known = self.known.max(known.and_then(|known| known.position).map(|position| position.0.0));
+        self.known = self.known.max(known.and_then(position));
     }
 
     /// The process dropped its sessions and continues from the log.
@@ -241,7 +241,7 @@ impl RuleChecker {
 
     /// The stored position is never ahead of the stored events.
     pub(super) fn check_stored(&self, store: &ModelStore) {
-        let position = store.checkpoint.and_then(|checkpoint| checkpoint.position).map(|position| position.0.0);
+        let position = store.checkpoint.as_ref().and_then(position);
         let newest = store.log.iter().rposition(|event| event.sequence.is_some());
         let number = newest.and_then(|place| store.log[place].sequence).map(|sequence| sequence.0);
         let shed = store.log[newest.map_or(0, |place| place + 1)..].iter().any(|event| reason(event) == Some("shed"));
@@ -408,4 +408,9 @@ pub(super) fn text_of(event: &Event) -> &str {
 fn leading_number(text: &str) -> Option<u64> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     text[..end].parse().ok()
+}
+
+/// The number of the last event that a checkpoint covers.
+fn position(checkpoint: &Checkpoint) -> Option<u64> {
+    checkpoint.position.as_ref()?.order().map(|number| number.0)
 }

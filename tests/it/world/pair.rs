@@ -313,7 +313,7 @@ impl PairWorld {
 
     fn follow(&mut self) {
         if let Some((index, position)) = self.standby().zip(self.env.store.position()) {
-            self.replicas[index].checker.on_log_end_read(position.0.0);
+            self.replicas[index].checker.on_log_end_read(position.0);
             self.send_input(index, Input::Follow(position));
         }
         if self.owner().is_none() {

@@ -61,7 +61,7 @@ impl ModelProcess {
         env.checker.on_standby_start();
         let mut machine = Stream::standby(env.schedule.plan.stream.clone(), env.schedule.now());
         if let Some(position) = env.store.position() {
-            env.checker.on_log_end_read(position.0.0);
+            env.checker.on_log_end_read(position.0);
             machine.handle(Input::Follow(position), env.schedule.now());
         }
         Self::run(incarnation, machine, env)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use trunkline::{
-    model::{Checkpoint, Epoch, Event, Mark, Offset, Position},
+    model::{Checkpoint, Epoch, Event, Mark, Offset, Sequence},
     protocol::stream::LogHead,
 };
 
@@ -39,11 +39,11 @@ impl ModelStore {
     }
 
     pub(super) fn opening(&self) -> LogHead {
-        LogHead { checkpoint: self.checkpoint, damaged: self.damaged }
+        LogHead { checkpoint: self.checkpoint.clone(), damaged: self.damaged }
     }
 
-    pub(super) fn position(&self) -> Option<Position> {
-        self.checkpoint.and_then(|checkpoint| checkpoint.position)
+    pub(super) fn position(&self) -> Option<Sequence> {
+        self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.position.as_ref()?.order())
     }
 
     pub(super) fn start_append(&mut self, incarnation: u32, events: Vec<Event>, checkpoint: Checkpoint) {

@@ -64,7 +64,7 @@ impl Dialect for Settings {
         }
     }
 
-    fn resume_url(&self, url: &str, position: Position) -> String {
+    fn resume_url(&self, url: &str, position: &Position) -> String {
         format!("{url}?{}={position}", self.resume_parameter)
     }
 
@@ -246,7 +246,7 @@ mod tests {
         let connector = Connector::Dummy(settings.clone());
         let endpoint = settings.endpoint();
         assert_eq!(endpoint.credential, Credential::Query("key".to_owned()));
-        assert_eq!(connector.url(&endpoint, Some(Position(Sequence(7)))), "wss://dummy.test?after=7");
+        assert_eq!(connector.url(&endpoint, Some(&Position::Numbered(Sequence(7)))), "wss://dummy.test?after=7");
         let verdict = |code| connector.classify(&Failure::Closed { code, reason: String::new() });
         assert_eq!([4401, 1008, 4001].map(verdict), [Verdict::RefreshToken, Verdict::RefreshToken, Verdict::BackOff]);
     }

@@ -130,7 +130,7 @@ impl Dialect for Settings {
         })
     }
 
-    fn resume_url(&self, url: &str, position: Position) -> String {
+    fn resume_url(&self, url: &str, position: &Position) -> String {
         let separator = if url.contains('?') { '&' } else { '?' };
         format!("{url}{separator}{RESUME_PARAMETER}={position}")
     }
@@ -452,10 +452,10 @@ mod tests {
     #[test]
     fn the_resume_parameter_joins_what_the_url_has() {
         let settings = |url: &str| Settings { url: url.to_owned(), placement: Placement::Header, snapshot_url: None };
-        let position = Position(Sequence(9));
-        assert_eq!(settings("wss://p/s").resume_url("wss://p/s", position), "wss://p/s?sequenceId=9");
+        let position = Position::Numbered(Sequence(9));
+        assert_eq!(settings("wss://p/s").resume_url("wss://p/s", &position), "wss://p/s?sequenceId=9");
         assert_eq!(
-            settings("wss://p/s?channel=q").resume_url("wss://p/s?channel=q", position),
+            settings("wss://p/s?channel=q").resume_url("wss://p/s?channel=q", &position),
             "wss://p/s?channel=q&sequenceId=9"
         );
     }

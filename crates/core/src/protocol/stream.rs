@@ -48,7 +48,7 @@ use super::{
 };
 use crate::{
     connector::{Capabilities, Item, RestResponse, Resume},
-    model::{Checkpoint, Event, FeedId, Gap, GapReason, Position, Timestamp},
+    model::{Checkpoint, Event, FeedId, Gap, GapReason, Position, Sequence, Timestamp},
 };
 
 /// The checkpoint of a live stream without new events is renewed at least this often, so that a restart can measure how
@@ -92,11 +92,11 @@ impl Stream {
         let position = validated.head.position();
         let owner = Owner::new(&settings, &settings.connector.capabilities(), position, now);
         let mut stream = Self::with_role(settings, Role::Owner(Box::new(owner)), now);
-        stream.restore_last_received(validated.head, now);
+        stream.restore_last_received(&validated.head, now);
         if validated.head.damaged {
             stream.mark_gap(Gap::unknown(GapReason::Store), now);
         }
-        stream.apply_head(validated);
+        stream.apply_head(&validated);
         stream
     }
 
@@ -267,8 +267,8 @@ impl Stream {
         let DialRequest { session, generation, endpoint, with_position } = request;
         let position = self.role.resume().filter(|_| with_position);
         self.link.on_dialled(session, position.is_some());
-        self.role.record_resume(session, position);
-        let url = self.settings.connector.url(&endpoint, position);
+        self.role.record_resume(session, position.as_ref());
+        let url = self.settings.connector.url(&endpoint, position.as_ref());
         let dial = Dial { url, credential: endpoint.credential };
         self.reporter.push(Output::Dial { session, generation, dial });
         if self.capabilities.resume == Resume::Sequence {
@@ -427,7 +427,7 @@ impl Stream {
         self.draining = true;
     }
 
-    fn follow(&mut self, position: Position) {
+    fn follow(&mut self, position: Sequence) {
         if self.capabilities.resume == Resume::Sequence
             && let Some(standby) = self.role.as_standby_mut()
         {
@@ -438,7 +438,7 @@ impl Stream {
     /// Makes a standby the owner of the log.
     fn take_ownership(&mut self, head: LogHead, stored: Vec<Event>, covered: bool, now: Moment) {
         let validated = head.validated_for(self.settings.feed);
-        let head = validated.head;
+        let head = &validated.head;
         let owner = Owner::new(&self.settings, &self.capabilities, head.position(), now);
         let Some(Standby { buffer, .. }) = self.role.become_owner(owner) else { return };
         self.link.announce_endpoint();
@@ -447,11 +447,11 @@ impl Stream {
             self.mark_gap(Gap::unknown(GapReason::Store), now);
         }
         if validated.is_other_feed {
-            return self.own_after_feed_change(validated, now);
+            return self.own_after_feed_change(&validated, now);
         }
         if !self.link.is_live() {
             self.restore_last_received(head, now);
-            self.apply_head(validated);
+            self.apply_head(&validated);
         }
         // Nothing can be missing in front of an empty log, and a damaged log has its gap.
         let covered = covered || head.checkpoint.is_none();
@@ -463,7 +463,7 @@ impl Stream {
     }
 
     /// Applies the facts in the log's head: a changed feed, and the outage before the first session.
-    fn apply_head(&mut self, validated: ValidatedHead) {
+    fn apply_head(&mut self, validated: &ValidatedHead) {
         if validated.is_other_feed {
             self.reporter.report(StreamReport::FeedChanged);
         }
@@ -475,28 +475,29 @@ impl Stream {
     /// The last owner read another feed: the configurations of the replicas differ, or the feed was changed. The
     /// sessions may have been dialled with a position of the other feed, so that they start again and their events are
     /// dropped.
-    fn own_after_feed_change(&mut self, validated: ValidatedHead, now: Moment) {
-        self.restore_last_received(validated.head, now);
+    fn own_after_feed_change(&mut self, validated: &ValidatedHead, now: Moment) {
+        self.restore_last_received(&validated.head, now);
         self.apply_head(validated);
         if !self.link.is_stopped() {
             self.link.restart(now);
         }
     }
 
-    fn restore_last_received(&mut self, head: LogHead, now: Moment) {
-        let wall = head.checkpoint.map_or(now.wall, |checkpoint| checkpoint.last_received_at);
+    fn restore_last_received(&mut self, head: &LogHead, now: Moment) {
+        let wall = head.checkpoint.as_ref().map_or(now.wall, |checkpoint| checkpoint.last_received_at);
         self.last_received = LastReceived { at: None, wall };
     }
 
-    fn own_numbered(&mut self, buffer: StandbyBuffer, head: LogHead, is_doubtful: bool, now: Moment) {
+    fn own_numbered(&mut self, buffer: StandbyBuffer, head: &LogHead, is_doubtful: bool, now: Moment) {
         let is_live = self.link.is_live();
-        let Some(first) = buffer.first_usable_session(head.position(), is_live, self.link.first_session()) else {
+        let position = head.position().as_ref().and_then(Position::order);
+        let Some(first) = buffer.first_usable_session(position, is_live, self.link.first_session()) else {
             self.restore_last_received(head, now);
             return self.link.restart(now);
         };
         if !is_live {
             self.abandon_if_too_old(now);
-        } else if head.position().is_none() && is_doubtful {
+        } else if position.is_none() && is_doubtful {
             self.mark_gap(Gap::unknown(GapReason::NoReplay), now);
         }
         if let Some(owner) = self.role.as_owner_mut() {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use redis::{Cmd, Value, cmd};
 
 use crate::{
-    model::{Batch, Checkpoint, Epoch, Fence, Offset, Timestamp},
+    model::{Batch, Checkpoint, Epoch, Fence, Offset, Position, Timestamp},
     store::{Append, redis::connection::CommandError},
 };
 
@@ -57,13 +57,13 @@ impl Identity {
         Self {
             last: append.batches.last().map_or(last, |batch| batch.last()),
             len: append.batches.iter().map(|batch| batch.bytes().len() + ENTRY_OVERHEAD * batch.len()).sum(),
-            checkpoint: append.checkpoint,
+            checkpoint: append.checkpoint.clone(),
         }
     }
 
     /// The position in the head's format; empty if there is none.
     pub(super) fn position(&self) -> String {
-        self.checkpoint.position.map(|position| position.0.0.to_string()).unwrap_or_default()
+        self.checkpoint.position.as_ref().map(Position::to_string).unwrap_or_default()
     }
 
     /// The feed and its position in the head's format. An earlier version updates only the position, and then the two

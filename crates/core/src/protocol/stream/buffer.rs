@@ -87,7 +87,7 @@ impl Buffer {
 
     /// The position of the newest event that left the buffer or was dropped.
     pub(super) fn last_passed(&self) -> Option<Position> {
-        self.last_passed
+        self.last_passed.clone()
     }
 
     /// How many entries were ever pushed.
@@ -140,20 +140,22 @@ impl Buffer {
         let Some(oldest) = self.pending.iter().position(|pending| !own(pending)) else { return 0 };
         let Some(dropped) = self.pending.remove(oldest) else { return 0 };
         self.bytes -= dropped.event.weight();
-        let after = self.last_passed;
-        self.shed.get_or_insert(Shed { count: 0, after }).count += 1;
+        let after = &self.last_passed;
+        self.shed.get_or_insert_with(|| Shed { count: 0, after: after.clone() }).count += 1;
         self.track_position(&dropped.event);
         1
     }
 
     fn track_position(&mut self, event: &Event) {
-        self.last_passed = event.sequence.map(Position).or(self.last_passed);
+        if let Some(sequence) = event.sequence {
+            self.last_passed = Some(Position::Numbered(sequence));
+        }
     }
 
     /// Takes the next append; none if the buffer is empty.
     pub(super) fn take(&mut self, received: Timestamp) -> Option<AppendBatch> {
         let events = Vec::with_capacity(self.pending.len().min(self.append_max));
-        let mut batch = AppendBatch { events, tickets: Vec::new(), position: self.last_passed, bytes: 0 };
+        let mut batch = AppendBatch { events, tickets: Vec::new(), position: None, bytes: 0 };
         if let Some(shed) = self.shed.take() {
             batch.events.push(self.shed_gap(&shed).event(received));
         }
@@ -165,13 +167,13 @@ impl Buffer {
             batch.events.push(event);
         }
         self.bytes -= batch.bytes;
-        batch.position = self.last_passed;
+        batch.position.clone_from(&self.last_passed);
         (!batch.events.is_empty()).then_some(batch)
     }
 
     fn shed_gap(&self, shed: &Shed) -> Gap {
         let next = self.pending.iter().find_map(|pending| pending.event.sequence);
-        let gap = Gap::between(GapReason::Shed, shed.after.map(|position| position.0), next);
+        let gap = Gap::between(GapReason::Shed, shed.after.as_ref().and_then(Position::order), next);
         Gap { lost: Some(shed.count), ..gap }
     }
 }
@@ -193,14 +195,14 @@ mod tests {
 
     #[test]
     fn at_the_limit_the_oldest_are_dropped_and_a_gap_records_them() {
-        let mut buffer = Buffer::new(limits(3, 10), OverflowPolicy::DropOldest, Some(Position(Sequence(10))));
+        let mut buffer = Buffer::new(limits(3, 10), OverflowPolicy::DropOldest, Some(Position::Numbered(Sequence(10))));
         let shed: u64 = (11..=16).map(|sequence| buffer.push(event(sequence))).sum();
         assert_eq!(shed, 3);
         let batch = buffer.take(Timestamp(0)).unwrap();
         let Body::Json(gap) = &batch.events[0].body else { panic!() };
         assert_eq!(gap, r#"{"reason":"shed","after":"10","before":"14","lost":3,"silence_ms":null}"#);
         let rest: Vec<u64> = batch.events[1..].iter().map(|event| event.sequence.unwrap().0).collect();
-        assert_eq!((rest, batch.position), (vec![14, 15, 16], Some(Position(Sequence(16)))));
+        assert_eq!((rest, batch.position), (vec![14, 15, 16], Some(Position::Numbered(Sequence(16)))));
         assert!(buffer.take(Timestamp(0)).is_none());
     }
 
@@ -234,7 +236,7 @@ mod tests {
         assert!(!buffer.applies_backpressure(0, 0), "an append in flight makes room");
         assert!(buffer.applies_backpressure(0, 1 << 20), "unless it counts as waiting outside");
 
-        let mut buffer = Buffer::new(limits, OverflowPolicy::DropOldest, Some(Position(Sequence(0))));
+        let mut buffer = Buffer::new(limits, OverflowPolicy::DropOldest, Some(Position::Numbered(Sequence(0))));
         let shed: u64 = (1..=20).map(|sequence| buffer.push(large(sequence))).sum();
         assert_eq!((buffer.len(), shed), (7, 13));
         let gap = buffer.take(Timestamp(0)).unwrap().events.remove(0);

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     connector::{Capabilities, Item, RestRequest, Resume},
-    model::{Event, Gap, GapReason, Position},
+    model::{Event, Gap, GapReason, Position, Sequence},
     protocol::{Moment, session::SessionId},
 };
 
@@ -61,7 +61,7 @@ impl Intake {
     pub(super) fn new(settings: &Settings, capabilities: &Capabilities, position: Option<Position>) -> Self {
         let numbering = match capabilities.resume {
             Resume::Sequence => {
-                let sequencer = Box::new(Sequencer::new(position.map(|position| position.0)));
+                let sequencer = Box::new(Sequencer::new(position.as_ref().and_then(Position::order)));
                 Numbering::Numbered { sequencer, gap_at: None }
             }
             Resume::None => Numbering::Unnumbered { dedup: None },
@@ -84,15 +84,15 @@ impl Intake {
     /// The position for the next session; none if there is none or it was abandoned.
     pub(super) fn resume(&self) -> Option<Position> {
         match &self.numbering {
-            Numbering::Numbered { sequencer, .. } => sequencer.resume().map(Position),
+            Numbering::Numbered { sequencer, .. } => sequencer.resume().map(Position::Numbered),
             Numbering::Unnumbered { .. } => None,
         }
     }
 
-    /// A session is dialled with this position.
-    pub(super) fn record_resume(&mut self, session: SessionId, position: Option<Position>) {
-        if let (Numbering::Numbered { sequencer, .. }, Some(position)) = (&mut self.numbering, position) {
-            sequencer.record_resume(session, position.0);
+    /// A session is dialled to resume after this number.
+    pub(super) fn record_resume(&mut self, session: SessionId, after: Option<Sequence>) {
+        if let (Numbering::Numbered { sequencer, .. }, Some(after)) = (&mut self.numbering, after) {
+            sequencer.record_resume(session, after);
         }
     }
 
@@ -103,10 +103,10 @@ impl Intake {
         }
     }
 
-    /// The last number accepted.
+    /// The position after the last accepted event.
     pub(super) fn position(&self) -> Option<Position> {
         match &self.numbering {
-            Numbering::Numbered { sequencer, .. } => sequencer.last().map(Position),
+            Numbering::Numbered { sequencer, .. } => sequencer.last().map(Position::Numbered),
             Numbering::Unnumbered { .. } => None,
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     connector::{Failure, Frame, OpeningMessage, Probe, RefusedTopic, RestRequest, RestResponse},
-    model::{Checkpoint, Event, FeedId, GapReason, Mark, Position},
+    model::{Checkpoint, Event, FeedId, GapReason, Mark, Position, Sequence},
     protocol::session::{Dial, SessionId},
 };
 
@@ -72,8 +72,8 @@ pub enum Input {
     Resume,
     /// Close all sessions and make the received events durable.
     Drain,
-    /// To a standby: the position of the log. The next session resumes there.
-    Follow(Position),
+    /// To a standby of a numbered stream: the log's last number. The next session resumes after it.
+    Follow(Sequence),
     /// To a standby: this replica owns the log now.
     BecomeOwner {
         /// The current head of the log.
@@ -94,7 +94,7 @@ pub enum Input {
 }
 
 /// The head of the log when a replica takes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LogHead {
     pub checkpoint: Option<Checkpoint>,
     /// The store lost entries. A gap with reason `store` must be marked.
@@ -102,7 +102,7 @@ pub struct LogHead {
 }
 
 /// A log head, checked against the feed of the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ValidatedHead {
     pub(super) head: LogHead,
     /// The log was written from another feed.
@@ -114,17 +114,17 @@ pub(super) struct ValidatedHead {
 impl LogHead {
     /// Drops the position of another feed. A checkpoint without a feed, which an earlier version stored, is valid.
     pub(super) fn validated_for(self, feed: FeedId) -> ValidatedHead {
-        let stored = self.checkpoint.and_then(|checkpoint| checkpoint.feed);
+        let stored = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.feed);
         let is_other_feed = stored.is_some_and(|stored| stored != feed);
         let position = self.position().filter(|_| !is_other_feed);
         let reason = if is_other_feed { GapReason::Reset } else { GapReason::NoReplay };
+        let gap_reason = self.checkpoint.as_ref().map(|_| reason);
         let checkpoint = self.checkpoint.map(|known| Checkpoint { position, ..known });
-        let head = Self { checkpoint, ..self };
-        ValidatedHead { head, is_other_feed, gap_reason: checkpoint.map(|_| reason) }
+        ValidatedHead { head: Self { checkpoint, ..self }, is_other_feed, gap_reason }
     }
 
     pub(super) fn position(&self) -> Option<Position> {
-        self.checkpoint.and_then(|checkpoint| checkpoint.position)
+        self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.position.clone())
     }
 }
 

@@ -62,7 +62,7 @@ impl Role {
     pub(super) fn position(&self) -> Option<Position> {
         match self {
             Self::Owner(owner) => owner.intake.position(),
-            Self::Standby(standby) => standby.position(),
+            Self::Standby(standby) => standby.position().map(Position::Numbered),
             Self::Released => None,
         }
     }
@@ -71,16 +71,17 @@ impl Role {
     pub(super) fn resume(&self) -> Option<Position> {
         match self {
             Self::Owner(owner) => owner.intake.resume(),
-            Self::Standby(standby) => standby.resume(),
+            Self::Standby(standby) => standby.resume().map(Position::Numbered),
             Self::Released => None,
         }
     }
 
     /// A session is dialled with this position.
-    pub(super) fn record_resume(&mut self, session: SessionId, position: Option<Position>) {
+    pub(super) fn record_resume(&mut self, session: SessionId, position: Option<&Position>) {
+        let after = position.and_then(Position::order);
         match self {
-            Self::Owner(owner) => owner.intake.record_resume(session, position),
-            Self::Standby(standby) => standby.buffer.record_resume(session, position),
+            Self::Owner(owner) => owner.intake.record_resume(session, after),
+            Self::Standby(standby) => standby.buffer.record_resume(session, after),
             Self::Released => (),
         }
     }

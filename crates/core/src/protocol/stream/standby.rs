@@ -10,7 +10,7 @@ use std::{
 use super::{dedup, link::PathInput, splice::BufferedEvent};
 use crate::{
     connector::Item,
-    model::{Event, Position, Sequence},
+    model::{Event, Sequence},
     protocol::{Moment, session::SessionId},
 };
 
@@ -24,8 +24,8 @@ const SESSIONS_MAX: usize = 64;
 #[derive(Debug)]
 pub(super) struct Standby {
     pub(super) buffer: StandbyBuffer,
-    /// The position of the log.
-    position: Option<Position>,
+    /// The number of the log's last event, on a numbered stream.
+    position: Option<Sequence>,
     is_position_abandoned: bool,
 }
 
@@ -34,18 +34,18 @@ impl Standby {
         Self { buffer, position: None, is_position_abandoned: false }
     }
 
-    /// The owner's log is at this position.
-    pub(super) fn follow(&mut self, position: Position) {
+    /// The owner's log ends with the event of this number.
+    pub(super) fn follow(&mut self, position: Sequence) {
         self.position = Some(position);
         self.is_position_abandoned = false;
     }
 
-    pub(super) fn position(&self) -> Option<Position> {
+    pub(super) fn position(&self) -> Option<Sequence> {
         self.position
     }
 
     /// The position for the next session; none if there is none or it was abandoned.
-    pub(super) fn resume(&self) -> Option<Position> {
+    pub(super) fn resume(&self) -> Option<Sequence> {
         self.position.filter(|_| !self.is_position_abandoned)
     }
 
@@ -98,9 +98,9 @@ pub(super) struct StandbyBuffer {
     /// The first sequence number since the buffer began.
     first: Option<Sequence>,
     /// The position with which each session was dialled that was live since the buffer began; none: without a position.
-    resumes: BTreeMap<SessionId, Option<Position>>,
+    resumes: BTreeMap<SessionId, Option<Sequence>>,
     /// The newest session and the position with which it was dialled. It may not be live yet.
-    last_dialed: Option<(SessionId, Option<Position>)>,
+    last_dialed: Option<(SessionId, Option<Sequence>)>,
 }
 
 #[derive(Debug)]
@@ -131,7 +131,7 @@ impl StandbyBuffer {
     }
 
     /// A session is dialled with this position, or without one.
-    pub(super) fn record_resume(&mut self, session: SessionId, after: Option<Position>) {
+    pub(super) fn record_resume(&mut self, session: SessionId, after: Option<Sequence>) {
         self.last_dialed = Some((session, after));
     }
 
@@ -193,7 +193,7 @@ impl StandbyBuffer {
     /// The position that a log must have reached to contain this number. A number from before the buffer began belongs
     /// to a numbering that started over: no position shows whether the log contains it.
     fn covering_position(&self, number: Sequence) -> Option<Sequence> {
-        let in_order = self.start().is_none_or(|start| number > start.0);
+        let in_order = self.start().is_none_or(|start| number > start);
         Some(if in_order { number } else { Sequence(u64::MAX) })
     }
 
@@ -203,28 +203,28 @@ impl StandbyBuffer {
     }
 
     /// The position with which this session was dialled; none if it was not dialled.
-    pub(super) fn resume_of(&self, session: SessionId) -> Option<Option<Position>> {
+    pub(super) fn resume_of(&self, session: SessionId) -> Option<Option<Sequence>> {
         let dialled = self.last_dialed.filter(|(dialled, _)| *dialled == session).map(|(_, after)| after);
         self.resumes.get(&session).copied().or(dialled)
     }
 
     /// The position after which nothing is missing; none if the buffer began without a position and has no number.
-    fn start(&self) -> Option<Position> {
+    fn start(&self) -> Option<Sequence> {
         let asked = self.resumes.values().next().copied().flatten();
-        asked.or_else(|| self.first.map(|first| Position(Sequence(first.0.saturating_sub(1)))))
+        asked.or_else(|| self.first.map(|first| Sequence(first.0.saturating_sub(1))))
     }
 
     /// Whether the buffer contains the last number of the log or the next one, and began before it. Lower numbers alone
     /// may belong to a numbering that started over.
-    fn touches(&self, position: Position) -> bool {
-        let is_end = |number: Sequence| Position(number) == position || number == position.0.next();
-        let first = self.first.filter(|first| *first <= position.0.next());
+    fn touches(&self, position: Sequence) -> bool {
+        let is_end = |number: Sequence| number == position || number == position.next();
+        let first = self.first.filter(|first| *first <= position.next());
         first.is_some() && self.events.iter().filter_map(|received| received.event.sequence).any(is_end)
     }
 
     /// The session from which on the sessions bring everything after this position.
-    pub(super) fn covering_session(&self, position: Position) -> Option<SessionId> {
-        if self.dropped.is_some_and(|dropped| dropped > position.0) {
+    pub(super) fn covering_session(&self, position: Sequence) -> Option<SessionId> {
+        if self.dropped.is_some_and(|dropped| dropped > position) {
             return None;
         }
         if self.touches(position) {
@@ -238,7 +238,7 @@ impl StandbyBuffer {
     /// and the sessions must start again. `dialled`: the current session, which is not live if `is_live` is false.
     pub(super) fn first_usable_session(
         &self,
-        position: Option<Position>,
+        position: Option<Sequence>,
         is_live: bool,
         dialled: Option<SessionId>,
     ) -> Option<SessionId> {
@@ -255,8 +255,8 @@ impl StandbyBuffer {
     pub(super) fn repeating(
         &self,
         alive: &[SessionId],
-        position: Option<Position>,
-    ) -> BTreeMap<SessionId, Option<Position>> {
+        position: Option<Sequence>,
+    ) -> BTreeMap<SessionId, Option<Sequence>> {
         let sessions = self.events.iter().map(|received| received.session).chain(alive.iter().copied());
         let mut repeating = BTreeMap::new();
         for session in sessions {
@@ -266,10 +266,10 @@ impl StandbyBuffer {
     }
 
     /// The position after which a session may repeat events of a log with this position.
-    fn repeats_after(&self, session: SessionId, position: Option<Position>) -> Option<Position> {
+    fn repeats_after(&self, session: SessionId, position: Option<Sequence>) -> Option<Sequence> {
         let asked = self.resume_of(session).flatten();
         let met = position.is_some_and(|position| self.touches(position));
-        let first = self.first.filter(|_| met).map(|first| Position(Sequence(first.0.saturating_sub(1))));
+        let first = self.first.filter(|_| met).map(|first| Sequence(first.0.saturating_sub(1)));
         asked.into_iter().chain(first).min().or(self.start())
     }
 

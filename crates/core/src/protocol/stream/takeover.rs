@@ -7,7 +7,7 @@ use super::{
     standby::StandbyBuffer,
 };
 use crate::{
-    model::{Event, Gap, GapReason},
+    model::{Event, Gap, GapReason, Position},
     protocol::{Moment, session::SessionId},
 };
 
@@ -29,7 +29,7 @@ pub(super) fn accept_numbered(
     now: Moment,
 ) -> IntakeOutcome {
     let mut outcome = IntakeOutcome::default();
-    let mut repeating = buffer.repeating(alive, intake.position());
+    let mut repeating = buffer.repeating(alive, intake.position().as_ref().and_then(Position::order));
     for (session, event) in buffer.take_from(first) {
         if let Some(after) = repeating.remove(&session) {
             intake.record_resume(session, after);

@@ -31,7 +31,7 @@ fn the_position_of_another_feed_is_not_used_and_the_reason_of_the_gap_follows() 
         (Some(other_feed()), None, None, GapReason::Reset),
     ] {
         let validated = written_from(stored, last).validated_for(own);
-        let position = validated.head.position().map(|position| position.0.0);
+        let position = validated.head.position().and_then(|position| position.order()).map(|number| number.0);
         assert_eq!((position, validated.gap_reason), (used, Some(reason)), "{stored:?} {last:?}");
         assert_eq!(validated.is_other_feed, reason == GapReason::Reset, "{stored:?} {last:?}");
         assert_eq!(

@@ -76,7 +76,7 @@ pub(super) fn notifications() -> Settings {
 }
 
 pub(super) fn checkpoint(last: u64) -> Checkpoint {
-    Checkpoint { position: Some(Position(Sequence(last))), last_received_at: Timestamp(WALL), feed: None }
+    Checkpoint { position: Some(Position::Numbered(Sequence(last))), last_received_at: Timestamp(WALL), feed: None }
 }
 
 pub(super) fn position(last: u64) -> LogHead {
@@ -184,7 +184,7 @@ impl ScriptRunner {
             "drain" => Input::Drain,
             "flush" => Input::Flush,
             "release" => Input::Release,
-            "follow" => Input::Follow(Position(Sequence(id.0))),
+            "follow" => Input::Follow(Sequence(id.0)),
             "own" | "own-covered" => take_over(subject, words, verb == "own-covered", None),
             "own-other" => take_over(subject, words, false, Some(FeedId(0))),
             "kept" => {
