@@ -2,6 +2,7 @@
 //!
 //! Nothing here waits, reads a clock, draws a random number or uses a socket: time and random numbers are arguments.
 
+pub mod access;
 pub mod backoff;
 pub mod breaker;
 pub mod lease;
