@@ -17,10 +17,10 @@ use crate::{
     listener::{self, descriptors},
     model::{AccountName, ReplicaId, Source, StreamName},
     network::{NetworkPolicy, Resolver, TrustedRoots},
-    protocol::{backoff, lease, session::Timeouts, stream},
+    protocol::{lease, session::Timeouts, stream},
     random,
     store::{
-        self, Retry, Store,
+        Retention, Retry, Store,
         embedded::{self, EmbeddedStore},
         redis::{self, RedisStore, address::Address, connection::RedisTimeouts},
     },
@@ -381,8 +381,7 @@ fn retry(error: &anyhow::Error) -> Retry {
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
-    let config::RetentionConfig { events, age, bytes } = config.store.retention;
-    let retention = store::Retention { events, age, bytes };
+    let retention = config.store.retention;
     match &config.store.kind {
         config::StoreBackend::Embedded => {
             let settings = embedded::Settings { path: config.store.path.clone(), retention };
@@ -409,15 +408,12 @@ async fn check_redis(store: &RedisStore) -> Result<Vec<String>, redis::Unsupport
     Ok(warnings)
 }
 
-fn redis_settings(from: &config::RedisConfig, address: Address, retention: store::Retention) -> redis::Settings {
+fn redis_settings(from: &config::RedisConfig, address: Address, retention: Retention) -> redis::Settings {
     redis::Settings {
         address,
         credentials: from.credentials.clone(),
         prefix: from.prefix.clone(),
-        durability: match from.durability {
-            config::DurabilityConfig::Written => redis::Durability::Written,
-            config::DurabilityConfig::Replicated => redis::Durability::Replicated,
-        },
+        durability: from.durability,
         retention,
         timeouts: RedisTimeouts::default(),
     }
@@ -549,13 +545,7 @@ fn stream_settings(
                 frame: from.frame_time_max,
                 close: CLOSE_TIMEOUT,
             },
-            backoff: backoff::Settings {
-                first: from.backoff.first,
-                cap: from.backoff.cap,
-                jitter: from.backoff.jitter,
-                breaker_after: from.backoff.breaker_after,
-                stable_after: from.backoff.stable_after,
-            },
+            backoff: from.backoff,
         },
         api_url,
     }

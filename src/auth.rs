@@ -17,7 +17,8 @@ mod tests;
 use std::{path::PathBuf, sync::PoisonError, time::Duration};
 
 use anyhow::Context;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::Instrument;
 
@@ -83,10 +84,14 @@ pub struct OAuthClient {
     pub placement: ClientAuth,
 }
 
-/// Where a token request carries the client id and secret.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where the client id and secret are sent (RFC 6749 section 2.3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum ClientAuth {
+    /// In the `Authorization` header.
+    #[default]
     Basic,
+    /// In the form body.
     Body,
 }
 

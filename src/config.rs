@@ -37,13 +37,17 @@ use crate::{
     listener::IpNetwork,
     model::{AccountName, OverflowPolicy, Rotation, SecretRef, StreamName},
     network,
-    store::redis::{Credentials, address::Address},
+    protocol::backoff,
+    store::{
+        Retention,
+        redis::{Credentials, Durability, address::Address},
+    },
 };
 
 pub use finding::{Finding, Findings};
 pub use host_check::check_host;
 pub use schema::schema;
-pub use shape::{DurabilityConfig, PlatformKind};
+pub use shape::PlatformKind;
 pub use source::Environment;
 
 use finding::KeyPath;
@@ -92,7 +96,7 @@ pub struct StoreConfig {
     pub kind: StoreBackend,
     /// The directory of the embedded store, and with every kind of store of rotated refresh tokens.
     pub path: PathBuf,
-    pub retention: RetentionConfig,
+    pub retention: Retention,
 }
 
 /// The kinds of store, with their own keys.
@@ -110,21 +114,13 @@ pub struct RedisConfig {
     pub credentials: Credentials,
     /// The prefix of all keys.
     pub prefix: String,
-    pub durability: DurabilityConfig,
+    pub durability: Durability,
     /// Lifetime of a replica's membership.
     pub lease: Duration,
     /// The maximum number of streams that this replica owns.
     pub streams_max: usize,
     /// Encrypts tokens at rest.
     pub seal_key: Option<SecretRef>,
-}
-
-/// Limits of each stream's log; the oldest entries are trimmed at the first limit that is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RetentionConfig {
-    pub events: u64,
-    pub age: Duration,
-    pub bytes: u64,
 }
 
 /// Credentials at a platform.
@@ -156,24 +152,13 @@ pub struct StreamConfig {
     pub overflow: OverflowPolicy,
     /// A socket without data for longer is considered dead.
     pub silence_max: Duration,
-    pub backoff: BackoffConfig,
+    pub backoff: backoff::Settings,
     /// The maximum length of a frame in bytes.
     pub frame_max: usize,
     /// The longest time from the first byte of a frame to its last. The file has no key for it.
     pub frame_time_max: Duration,
     /// Whether a second replica keeps a session open.
     pub standby: bool,
-}
-
-/// Delays between attempts after a lost connection.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct BackoffConfig {
-    pub first: Duration,
-    pub cap: Duration,
-    /// The share by which each delay may be longer or shorter, 0 to 1.
-    pub jitter: f64,
-    pub breaker_after: u32,
-    pub stable_after: Duration,
 }
 
 /// Reads the files and checks them, including their secrets. Later files override earlier ones, and the environment

@@ -9,20 +9,36 @@ pub mod sinks;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::model::{
-    Batch, Checkpoint, ConsumerName, Epoch, FeedId, Fence, Lineage, Mark, Offset, Revocation, RevocationTarget,
-    StreamName, Timestamp,
+    Batch, Checkpoint, ConsumerName, Epoch, FeedId, Fence, Lineage, Mark, Offset, Revocation, RevocationTarget, Size,
+    Span, StreamName, Timestamp,
 };
 
-/// How much of each stream is kept. The newest entry is always kept, with the entries of its batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How much of each stream is kept. The newest entry is always kept, with the entries of its batch: the embedded store
+/// removes whole batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct Retention {
-    /// The number of entries to keep, within age and bytes. The embedded store keeps up to one batch more.
+    /// Entries per stream. A consumer that is further behind gets a gap.
+    #[schemars(range(min = 1), extend("x-unit" = "entries"))]
     pub events: u64,
-    /// The age at which an entry is removed; the embedded store removes whole batches.
+    /// Age of the oldest entry.
+    #[serde(with = "Span")]
+    #[schemars(extend("x-minimum" = "1s"))]
     pub age: Duration,
-    /// The most bytes to keep.
+    /// Bytes of events per stream, without the overhead of the database.
+    #[serde(with = "Size")]
+    #[schemars(extend("x-minimum" = "1MiB"))]
     pub bytes: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { events: 1_000_000, age: Duration::from_secs(86_400), bytes: 4 << 30 }
+    }
 }
 
 /// The first and last entry of a log, for readers.

@@ -13,6 +13,7 @@ use clap::Args;
 
 use crate::{
     config::{self, Config, Environment},
+    store::redis::Durability,
     telemetry::logs,
 };
 
@@ -78,8 +79,8 @@ fn durability_text(store: &config::StoreConfig) -> String {
     match &store.kind {
         config::StoreBackend::Embedded => format!("on disk in {}", store.path.display()),
         config::StoreBackend::Redis(redis) => match redis.durability {
-            config::DurabilityConfig::Written => format!("in {}", redis.address),
-            config::DurabilityConfig::Replicated => format!("in {} and on one of its replicas", redis.address),
+            Durability::Written => format!("in {}", redis.address),
+            Durability::Replicated => format!("in {} and on one of its replicas", redis.address),
         },
     }
 }
@@ -89,8 +90,8 @@ fn store_kind_text(store: &config::StoreConfig) -> &'static str {
     match &store.kind {
         config::StoreBackend::Embedded => "embedded",
         config::StoreBackend::Redis(redis) => match redis.durability {
-            config::DurabilityConfig::Written => "redis, durability written",
-            config::DurabilityConfig::Replicated => "redis, durability replicated",
+            Durability::Written => "redis, durability written",
+            Durability::Replicated => "redis, durability replicated",
         },
     }
 }

@@ -20,7 +20,7 @@ use super::{
     listen::ListenAddress,
     logins,
     shape::{
-        AccountSection, BackoffSection, ConnectorName, File, GrantKind, PlatformKind, StoreKind, StoreSection,
+        AccountSection, ConnectorName, File, GrantKind, PlatformKind, StoreKind, StoreSection,
         StoreUrl, StreamSection,
     },
     source::{child, find, location_of, table},
@@ -179,7 +179,9 @@ impl ConfigCheck<'_> {
         self.account_of(path, stream);
         let choice = format!("connector {}", stream.connector.name());
         self.keys(path, &CONNECTOR_KEYS, &stream.connector.keys(), &choice);
-        self.backoff(&path.join("backoff"), &stream.backoff);
+        if let Some((key, text)) = stream.backoff.mistake() {
+            self.add_mistake(path.join("backoff").join(key), text);
+        }
         let account =
             file.accounts.iter().find(|(name, _)| name.as_str() == stream.account).map(|(_, account)| account);
         self.connector(path, stream, account);
@@ -207,13 +209,6 @@ impl ConfigCheck<'_> {
             None => format!("; known: {}", known.join(", ")),
         };
         self.add_mistake(path.join("account"), format!("unknown account {:?}{hint}", stream.account));
-    }
-
-    fn backoff(&mut self, path: &KeyPath, backoff: &BackoffSection) {
-        if backoff.cap < backoff.first {
-            let text = format!("{} is shorter than first, {}", backoff.cap, backoff.first);
-            self.add_mistake(path.join("cap"), text);
-        }
     }
 
     /// The checks of the connector itself.

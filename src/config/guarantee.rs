@@ -3,9 +3,10 @@
 use crate::{
     connector::{DeliveryTerms, Guarantee},
     model::Size,
+    store::redis::Durability,
 };
 
-use super::{DurabilityConfig, RedisConfig, StoreBackend, StoreConfig, StreamConfig};
+use super::{RedisConfig, StoreBackend, StoreConfig, StreamConfig};
 
 impl StoreConfig {
     /// Which entries a store may lose after consumers have seen them, and what follows.
@@ -24,11 +25,11 @@ impl StoreConfig {
 impl RedisConfig {
     fn possible_loss(&self) -> String {
         let lost = match self.durability {
-            DurabilityConfig::Written => {
+            Durability::Written => {
                 "in a failover, entries that the new primary had not received, although consumers may have seen them; \
                  in a crash of the Redis host, entries that were not on its disk yet (appendfsync)"
             }
-            DurabilityConfig::Replicated => {
+            Durability::Replicated => {
                 "with one Redis replica, nothing that consumers saw; with several, in a failover, entries that the new \
                  primary had not received; while no Redis replica answers, events wait and consumers receive nothing"
             }

@@ -12,9 +12,9 @@ use crate::{
 };
 
 use super::{
-    AccountConfig, AdminConfig, BackoffConfig, Config, Environment, HttpConfig, RedisConfig, RetentionConfig,
-    StoreBackend, StoreConfig, StreamConfig, logins, proxies,
-    shape::{self, ClientAuthKind, ConnectorName, File, GrantKind},
+    AccountConfig, AdminConfig, Config, Environment, HttpConfig, RedisConfig, StoreBackend, StoreConfig, StreamConfig,
+    logins, proxies,
+    shape::{self, ConnectorName, File, GrantKind},
 };
 
 /// The longest time from the first byte of a frame to its last. No platform needs another value.
@@ -45,14 +45,13 @@ pub(super) fn fill_defaults(file: &mut File) {
 /// The settings of all parts, from a file that is checked and whose defaults are filled in.
 pub(super) fn resolve(file: &File, environment: &Environment) -> Config {
     let vault = file.store.path.join(VAULT_DIRECTORY);
-    let retention = &file.store.retention;
     Config {
         http: http(&file.http),
         admin: AdminConfig { listen: file.admin.listen.address(), allowed_hosts: file.admin.allowed_hosts.clone() },
         store: StoreConfig {
             kind: store(&file.store, environment),
             path: file.store.path.clone(),
-            retention: RetentionConfig { events: retention.events, age: retention.age.0, bytes: retention.bytes.0 },
+            retention: file.store.retention,
         },
         accounts: file
             .accounts
@@ -120,10 +119,7 @@ fn grant(from: &shape::AccountSection) -> auth::Grant {
     let client = || auth::OAuthClient {
         id: present(&from.client_id),
         secret: present(&from.client_secret),
-        placement: match from.client_auth {
-            ClientAuthKind::Basic => auth::ClientAuth::Basic,
-            ClientAuthKind::Body => auth::ClientAuth::Body,
-        },
+        placement: from.client_auth,
     };
     match from.grant {
         GrantKind::ClientCredentials => auth::Grant::ClientCredentials(client()),
@@ -145,13 +141,7 @@ fn stream(from: &shape::StreamSection) -> StreamConfig {
         buffer_bytes: usize::try_from(from.buffer_bytes.0).expect("the schema bounds it"),
         overflow: from.overflow.expect("fill_defaults has set it"),
         silence_max: from.silence_max.0,
-        backoff: BackoffConfig {
-            first: from.backoff.first.0,
-            cap: from.backoff.cap.0,
-            jitter: from.backoff.jitter,
-            breaker_after: from.backoff.breaker_after,
-            stable_after: from.backoff.stable_after.0,
-        },
+        backoff: from.backoff,
         frame_max: usize::try_from(from.frame_max.0).expect("the schema bounds it"),
         frame_time_max: FRAME_TIME_MAX,
         standby: from.standby,

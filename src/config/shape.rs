@@ -17,8 +17,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::listen::ListenAddress;
 use crate::{
+    auth::ClientAuth,
     connector::genesys_sequenced::Placement,
     model::{AccountName, OverflowPolicy, Rotation, SecretRef, Size, Span, StreamName},
+    protocol::backoff,
+    store::{Retention, redis::Durability},
 };
 
 /// The configuration of Trunkline.
@@ -127,7 +130,7 @@ pub(crate) struct StoreSection {
     pub seal_key: Option<SecretRef>,
     /// When an entry is shown to consumers: `written` by the primary, or `replicated` to at least one replica.
     #[serde(default)]
-    pub durability: DurabilityConfig,
+    pub durability: Durability,
     /// The lifetime of a replica's membership. A dead owner of a stream is detected within this time.
     #[serde(default = "secs::<2>")]
     #[schemars(extend("x-minimum" = "500ms", "x-maximum" = "60s"))]
@@ -140,8 +143,8 @@ pub(crate) struct StoreSection {
     #[serde(default)]
     pub insecure: bool,
     /// Limits of each stream's log; the oldest entries are trimmed at the first limit that is reached.
-    #[serde(default = "all_defaults::<RetentionSection>")]
-    pub retention: RetentionSection,
+    #[serde(default)]
+    pub retention: Retention,
 }
 
 /// The URL of a store, or a reference to it.
@@ -174,35 +177,6 @@ pub(crate) enum StoreKind {
     Redis,
 }
 
-/// When an entry in Redis counts as stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum DurabilityConfig {
-    /// The primary has it.
-    #[default]
-    Written,
-    /// At least one Redis replica has it, too.
-    Replicated,
-}
-
-/// Limits of each stream's log.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RetentionSection {
-    /// Entries per stream. A consumer that is further behind gets a gap.
-    #[serde(default = "count::<1_000_000>")]
-    #[schemars(range(min = 1), extend("x-unit" = "entries"))]
-    pub events: u64,
-    /// Age of the oldest entry.
-    #[serde(default = "secs::<86_400>")]
-    #[schemars(extend("x-minimum" = "1s"))]
-    pub age: Span,
-    /// Bytes of events per stream, without the overhead of the database.
-    #[serde(default = "mib::<4096>")]
-    #[schemars(extend("x-minimum" = "1MiB"))]
-    pub bytes: Size,
-}
-
 /// Credentials at a platform. All streams of the account share one token.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -226,7 +200,7 @@ pub(crate) struct AccountSection {
     pub grant: GrantKind,
     /// Where the client id and secret are sent.
     #[serde(default)]
-    pub client_auth: ClientAuthKind,
+    pub client_auth: ClientAuth,
     /// The OAuth client's id. Required unless the grant is `static`.
     pub client_id: Option<SecretRef>,
     /// The OAuth client's secret. Required unless the grant is `static`.
@@ -294,17 +268,6 @@ pub(crate) enum GrantKind {
     Static,
 }
 
-/// Where the client id and secret are sent (RFC 6749 section 2.3.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum ClientAuthKind {
-    /// In the `Authorization` header.
-    #[default]
-    Basic,
-    /// In the form body.
-    Body,
-}
-
 /// One upstream feed.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -369,8 +332,8 @@ pub(crate) struct StreamSection {
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "1h"))]
     pub silence_max: Span,
     /// Delays between attempts after a lost connection. A planned rotation has no delay.
-    #[serde(default = "all_defaults::<BackoffSection>")]
-    pub backoff: BackoffSection,
+    #[serde(default)]
+    pub backoff: backoff::Settings,
     /// With replicas on one Redis: a second replica keeps a session open, so that it replaces a dead owner within half
     /// a second. Uses one more connection to the platform.
     #[serde(default)]
@@ -392,34 +355,6 @@ pub(crate) enum ConnectorName {
     GenesysNotifications,
     /// Numbered events, resumed by `sequenceId`.
     GenesysSequenced,
-}
-
-/// Delays between attempts after a lost connection.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct BackoffSection {
-    /// The delay before the second attempt; it doubles with each further attempt.
-    #[serde(default = "secs::<1>")]
-    #[schemars(extend("x-minimum" = "10ms", "x-maximum" = "1h"))]
-    pub first: Span,
-    /// The longest delay, and the retry interval while the circuit breaker is open.
-    #[serde(default = "secs::<30>")]
-    #[schemars(extend("x-minimum" = "10ms", "x-maximum" = "1h"))]
-    pub cap: Span,
-    /// The random share by which each delay is longer or shorter, so that many daemons do not reconnect at the same
-    /// time.
-    #[serde(default = "jitter")]
-    #[schemars(range(min = 0.0, max = 1.0), extend("x-unit" = "share of the delay"))]
-    pub jitter: f64,
-    /// The circuit breaker opens after this number of consecutive failures: an error is logged, and one attempt is made
-    /// per `cap`.
-    #[serde(default = "attempts")]
-    #[schemars(range(min = 1, max = 1000), extend("x-unit" = "failures"))]
-    pub breaker_after: u32,
-    /// A connection that lasts this long resets the failure count.
-    #[serde(default = "secs::<10>")]
-    #[schemars(extend("x-maximum" = "1h"))]
-    pub stable_after: Span,
 }
 
 /// A table in which every key has its default.
@@ -453,12 +388,4 @@ fn millis<const N: u64>() -> Span {
 
 fn mib<const N: u64>() -> Size {
     Size(N << 20)
-}
-
-fn jitter() -> f64 {
-    0.2
-}
-
-fn attempts() -> u32 {
-    5
 }

@@ -31,7 +31,7 @@ url = "wss://realtime.mypurecloud.com/stream"
 fn a_short_configuration_is_filled_in() {
     let config = good(&[&good_text()], &[]);
     assert_eq!(config.http.listen.to_string(), "127.0.0.1:8080");
-    assert_eq!(config.store.retention, RetentionConfig { events: 1_000_000, age: hours(24), bytes: 4 << 30 });
+    assert_eq!(config.store.retention, Retention { events: 1_000_000, age: hours(24), bytes: 4 << 30 });
     let account = &config.accounts[&"acme".parse().unwrap()];
     assert_eq!(account.auth.token_url, "https://login.mypurecloud.com/oauth/token");
     assert_eq!(account.api_url.as_deref(), Some("https://api.mypurecloud.com"));

@@ -27,6 +27,8 @@ use std::{
 };
 
 use redis::cmd;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
@@ -71,12 +73,14 @@ pub struct Settings {
     pub timeouts: RedisTimeouts,
 }
 
-/// When an entry counts as stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// When an entry in Redis counts as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Durability {
-    /// The primary wrote it.
+    /// The primary has it.
+    #[default]
     Written,
-    /// A replica wrote it too.
+    /// At least one Redis replica has it, too.
     Replicated,
 }
 

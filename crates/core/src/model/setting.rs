@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
 
 /// A duration with its unit, as in `"300s"`, `"100ms"`, `"24h"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,6 +126,34 @@ macro_rules! as_text {
 // Not `duration`: that means ISO 8601 in JSON Schema.
 as_text!(Span, "time-span");
 as_text!(Size, "size");
+
+/// For `#[serde(with = "Span")]` on a field of type `Duration`; the field also gets the schema of a `Span`.
+impl Span {
+    /// Writes a duration as a span.
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        Serialize::serialize(&Self(*duration), serializer)
+    }
+
+    /// Reads a span as a duration.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        Deserialize::deserialize(deserializer).map(|Self(duration)| duration)
+    }
+}
+
+/// For `#[serde(with = "Size")]` on an integer field; the field also gets the schema of a `Size`.
+impl Size {
+    /// Writes a number of bytes as a size.
+    pub fn serialize<N: Copy + TryInto<u64>, S: Serializer>(bytes: &N, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = (*bytes).try_into().map_err(|_| S::Error::custom("the size is negative or above 2^64"))?;
+        Serialize::serialize(&Self(bytes), serializer)
+    }
+
+    /// Reads a size as a number of bytes.
+    pub fn deserialize<'de, N: TryFrom<u64>, D: Deserializer<'de>>(deserializer: D) -> Result<N, D::Error> {
+        let size: Self = Deserialize::deserialize(deserializer)?;
+        N::try_from(size.0).map_err(|_| D::Error::custom(format!("{size} is more than this machine can address")))
+    }
+}
 
 /// A reference to a secret: `{ env = "NAME" }` or `{ file = "PATH" }`. Never the secret itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,11 @@
 
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::{breaker::Breaker, retry_after::RETRY_AFTER_MAX};
+use crate::model::Span;
 
 /// The immediate attempt after a stable session has a random delay up to this, so that many streams that lost the same
 /// network do not connect at the same moment.
@@ -29,16 +33,49 @@ pub struct BackoffCurve {
 }
 
 /// The backoff settings of a stream.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct Settings {
+    /// The delay before the second attempt; it doubles with each further attempt.
+    #[serde(with = "Span")]
+    #[schemars(extend("x-minimum" = "10ms", "x-maximum" = "1h"))]
     pub first: Duration,
+    /// The longest delay, and the retry interval while the circuit breaker is open.
+    #[serde(with = "Span")]
+    #[schemars(extend("x-minimum" = "10ms", "x-maximum" = "1h"))]
     pub cap: Duration,
-    /// A fraction: 0.2 spreads a delay over ±20 %.
+    /// The random share by which each delay is longer or shorter, so that many daemons do not reconnect at the same
+    /// time.
+    #[schemars(range(min = 0.0, max = 1.0), extend("x-unit" = "share of the delay"))]
     pub jitter: f64,
-    /// After this many failures in a row the circuit breaker opens: the stream connects once each `cap`.
+    /// The circuit breaker opens after this number of consecutive failures: an error is logged, and one attempt is made
+    /// per `cap`.
+    #[schemars(range(min = 1, max = 1000), extend("x-unit" = "failures"))]
     pub breaker_after: u32,
-    /// A connection that is live for this time resets the count of failures.
+    /// A connection that lasts this long resets the failure count.
+    #[serde(with = "Span")]
+    #[schemars(extend("x-maximum" = "1h"))]
     pub stable_after: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            first: Duration::from_secs(1),
+            cap: Duration::from_secs(30),
+            jitter: 0.2,
+            breaker_after: 5,
+            stable_after: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Settings {
+    /// The key and the text of an error between the settings.
+    pub fn mistake(&self) -> Option<(&'static str, String)> {
+        let (first, cap) = (Span(self.first), Span(self.cap));
+        (cap < first).then(|| ("cap", format!("{cap} is shorter than first, {first}")))
+    }
 }
 
 /// The kind of a failure, as far as it matters for the delay.
@@ -150,7 +187,7 @@ mod tests {
     #[test]
     fn delays_double_until_the_breaker_opens_and_then_probe_once_each_cap() {
         let mut now = Instant::now();
-        let mut backoff = Backoff::new(settings());
+        let mut backoff = Backoff::new(Settings::default());
         let delays = [(); 8].map(|()| {
             let delay = backoff.failed(FailureKind::Restarting, now, MIDDLE);
             now += delay;
@@ -164,7 +201,7 @@ mod tests {
     fn whatever_the_jitter_an_attempt_follows_within_five_seconds_of_a_short_outage() {
         for unit in (0..=100).map(|percent| f64::from(percent) / 100.0) {
             let lost = Instant::now();
-            let mut backoff = Backoff::new(settings());
+            let mut backoff = Backoff::new(Settings::default());
             backoff.connected(lost - Duration::from_secs(10));
             let (mut now, mut longest) = (lost, Duration::ZERO);
             while now < lost + SHORT_OUTAGE {
@@ -193,7 +230,7 @@ mod tests {
         ];
         for (kind, stable, expected) in table {
             let start = Instant::now();
-            let mut backoff = Backoff::new(settings());
+            let mut backoff = Backoff::new(Settings::default());
             backoff.connected(start);
             let lost = start + Duration::from_secs(if stable { 10 } else { 9 });
             let delays = [(); 2].map(|()| backoff.failed(kind, lost, MIDDLE).as_millis());
@@ -204,7 +241,7 @@ mod tests {
     #[test]
     fn a_short_lived_connection_gets_no_immediate_retry_and_does_not_reset_the_count() {
         let mut now = Instant::now();
-        let mut backoff = Backoff::new(settings());
+        let mut backoff = Backoff::new(Settings::default());
         let delays = [(); 6].map(|()| {
             backoff.connected(now);
             now += Duration::from_secs(2);
@@ -216,7 +253,7 @@ mod tests {
     #[test]
     fn a_planned_end_is_no_failure() {
         let now = Instant::now();
-        let mut backoff = Backoff::new(settings());
+        let mut backoff = Backoff::new(Settings::default());
         for _ in 0..20 {
             backoff.connected(now);
             backoff.retired(now);
@@ -232,14 +269,14 @@ mod tests {
             let delay = curve.delay(before, unit);
             prop_assert!(delay >= curve.first.mul_f64(0.8) && delay <= curve.cap.mul_f64(1.2));
             let asked = Duration::from_secs(asked);
-            let mut backoff = Backoff::new(settings());
+            let mut backoff = Backoff::new(Settings::default());
             prop_assert!(backoff.failed(FailureKind::RetryAfter(asked), Instant::now(), unit) >= asked);
         }
 
         #[test]
         fn delays_never_shrink_during_an_outage(unit in 0.0..1.0_f64, failures in 2..100_usize) {
             let now = Instant::now();
-            let mut backoff = Backoff::new(settings());
+            let mut backoff = Backoff::new(Settings::default());
             let delays: Vec<_> = (0..failures).map(|_| backoff.failed(FailureKind::Dropped, now, unit)).collect();
             prop_assert!(delays.is_sorted());
         }
@@ -252,17 +289,7 @@ mod tests {
     }
 
     fn curve() -> BackoffCurve {
-        let Settings { first, cap, jitter, .. } = settings();
+        let Settings { first, cap, jitter, .. } = Settings::default();
         BackoffCurve { first, cap, jitter }
-    }
-
-    fn settings() -> Settings {
-        Settings {
-            first: Duration::from_secs(1),
-            cap: Duration::from_secs(30),
-            jitter: 0.2,
-            breaker_after: 5,
-            stable_after: Duration::from_secs(10),
-        }
     }
 }
