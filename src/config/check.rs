@@ -20,8 +20,7 @@ use super::{
     listen::ListenAddress,
     logins,
     shape::{
-        AccountSection, ConnectorName, File, GrantKind, PlatformKind, StoreKind, StoreSection,
-        StoreUrl, StreamSection,
+        AccountSection, ConnectorName, File, GrantKind, PlatformKind, StoreKind, StoreSection, StoreUrl, StreamSection,
     },
     source::{child, find, location_of, table},
 };
