@@ -4,9 +4,15 @@
 //! It holds no secret, only generation numbers and lifetimes. It has at most one request in flight. A token stays in
 //! use until there is a newer one.
 
+mod failure_streak;
 pub mod lifetime;
+mod messages;
 mod pace;
+mod refusals;
+mod settings;
 mod sharing;
+mod state;
+mod token;
 pub mod usage;
 mod waiting;
 
@@ -15,219 +21,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::waiting::{PendingRefresh, WaitReason};
 use self::{
-    pace::FailureStreak,
-    sharing::{HeldLock, VaultStep},
+    failure_streak::FailureStreak,
+    refusals::Refusals,
+    sharing::{HeldLock, ReadPurpose, SharingFacts, VaultDecision, VaultStep},
+    state::RefreshState,
+    token::{CurrentToken, KnownTokens, TokenLifetime},
 };
-
-/// The limit of generations: a Redis script counts in floating point and cannot distinguish higher numbers. A stored
-/// generation at or above it is damaged and is reset.
-pub const GENERATION_MAX: u64 = (1 << 53) - 1;
-
-/// This many rejected tokens within [`REFUSALS_WINDOW`] degrade an account. The next ones are replaced no sooner than
-/// `REFUSAL_SPACING` after the last request.
-pub const REFUSALS_MAX: usize = 3;
-
-/// How long a rejected token counts.
-pub const REFUSALS_WINDOW: Duration = Duration::from_secs(300);
-
-/// The minimum time between two requests while the platform rejects tokens again and again: a platform that closes each
-/// new session costs one request in this time.
-const REFUSAL_INTERVAL: Duration = Duration::from_secs(5);
-
-/// The refresh settings of an account.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Settings {
-    /// A token is refreshed this long before it expires, but not before three quarters of its lifetime.
-    pub buffer: Duration,
-    /// The minimum time between two refreshes. Scheduled ones, and those after the rejection of a token that had
-    /// carried a live session, are exempt.
-    pub interval_min: Duration,
-    /// The maximum random delay before a scheduled refresh, limited to a quarter of the current buffer.
-    pub jitter_max: Duration,
-    pub sharing: TokenSharing,
-}
-
-/// Whether a token is shared between replicas.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TokenSharing {
-    /// Not shared: this replica requests every token itself.
-    None,
-    /// Shared by all replicas with the same store: one of them requests it, under a lock.
-    Vault,
-}
-
-/// An input of the refresh machine. `unit` is a random number from 0 to 1.
-#[derive(Debug, Clone, Copy)]
-pub enum Input {
-    /// Get the first token. Sent once.
-    Start,
-    /// The endpoint granted a token with this lifetime from the sending of the request. None: the lifetime is unknown,
-    /// so a refresh is never due. `repeated`: it is the token that was rejected (the endpoint caches).
-    Granted { lifetime: Option<Duration>, repeated: bool, unit: f64 },
-    /// The request failed.
-    Failed { failure: GrantFailure, unit: f64 },
-    /// The platform rejected a token. Only the newest generation counts. `carried`: a session was live under it here.
-    Refused { generation: u64, proven: bool },
-    /// A session is live under the rejected token, so the account keeps it.
-    RefusalCleared { generation: u64 },
-    /// An operator, or a changed secret, requests a new token.
-    RefreshRequested,
-    /// The contents of the store; none while it is unreachable.
-    VaultRead { seen: Option<VaultContent>, unit: f64 },
-    /// The result of the attempt to lock.
-    Locked { lock: LockOutcome, unit: f64 },
-    /// The result of the attempt to publish.
-    Published(PublishOutcome),
-    /// A notification of a newer token. None: notifications may have been missed. It is a hint that may be late or
-    /// wrong.
-    VaultNotified { generation: Option<u64> },
-}
-
-/// The contents of the token store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct VaultContent {
-    /// The newest generation that was ever published, if the store still has it.
-    pub last: u64,
-    pub token: Option<VaultToken>,
-    /// The token endpoint asked a replica for this pause.
-    pub pause: Option<Duration>,
-}
-
-/// The token in the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct VaultToken {
-    pub generation: u64,
-    /// The lifetime, from the sending of its request.
-    pub lifetime: Duration,
-    /// The rest of the lifetime when the read was requested.
-    pub remaining: Duration,
-}
-
-/// The result of an attempt to lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LockOutcome {
-    Acquired,
-    /// Another replica has the lock.
-    Held,
-    /// The store does not answer.
-    Unavailable,
-}
-
-/// The result of an attempt to publish. It releases the lock, unless the store is unreachable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PublishOutcome {
-    Done,
-    /// The store has this generation already, or a newer one.
-    AlreadyNewer,
-    /// Another replica has the lock, and will publish its own token.
-    LockLost,
-    /// The store does not answer. The token may be published or not.
-    Unavailable,
-}
-
-/// The kind of a failed request, as far as it matters for the next attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GrantFailure {
-    /// Status 429, with the delay of a valid `Retry-After`.
-    Throttled(Option<Duration>),
-    /// No answer, a server error, or an invalid answer.
-    Unreachable,
-    /// The credentials are rejected.
-    Rejected,
-}
-
-/// An output of the refresh machine. Outputs are handled in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Output {
-    /// Send the grant request. It must be answered with [`Input::Granted`] or [`Input::Failed`].
-    Fetch,
-    /// The token of this generation is in use.
-    Adopt { generation: u64, origin: TokenOrigin },
-    /// The failed request is repeated at this time. With `alarm` an operator must act.
-    Retry { at: Instant, alarm: bool },
-    /// The token endpoint asked another replica for a pause until this time. This replica waits too.
-    PauseRequests { at: Instant },
-    /// Read the store. It must be answered with [`Input::VaultRead`].
-    ReadVault,
-    /// Take the lock for `life`, if it is free. It must be answered with [`Input::Locked`].
-    Lock { ttl: Duration },
-    /// Extend the lock, if this replica still has it, to `life` from now.
-    Renew { ttl: Duration },
-    /// Release the lock, if this replica still has it. With `pause`, no replica may use the token endpoint for this
-    /// time.
-    Release { pause: Option<Duration> },
-    /// Store the token just granted, or the one in use, unless the store has this generation or a newer one, or another
-    /// replica has the lock. It must be answered with [`Input::Published`].
-    Publish { generation: u64, lifetime: Duration, remaining: Duration },
-}
-
-/// Where a token comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TokenOrigin {
-    /// The token was just granted.
-    Grant,
-    /// The token comes from the newest read of the store.
-    Vault,
-}
-
-/// The state of an account.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenPhase {
-    /// There is no token yet.
-    NoToken,
-    Valid,
-    /// A newer token is requested, or the request is delayed.
-    Renewing,
-    /// The credentials are rejected. An operator must act.
-    Rejected,
-}
+pub use self::{
+    messages::{
+        GENERATION_MAX, GrantFailure, Input, LockOutcome, Output, PublishOutcome, TokenOrigin, TokenPhase,
+        VaultContent, VaultToken,
+    },
+    refusals::{REFUSALS_MAX, REFUSALS_WINDOW},
+    settings::{Settings, TokenSharing},
+    waiting::{PendingRefresh, WaitReason},
+};
 
 /// The machine of one account.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Refresh {
     settings: Settings,
-    current: Option<CurrentToken>,
+    tokens: KnownTokens,
     state: RefreshState,
     /// When a token was last requested, by this replica or (as seen here) by another.
     last_attempt_at: Option<Instant>,
-    /// When the newest tokens were rejected, at most [`REFUSALS_MAX`] of them.
-    refusals: VecDeque<Instant>,
-    /// How many times in a row the endpoint granted the rejected token again.
-    repeated_grants: u32,
-    /// The newest generation that the store ever had.
-    last_vault_generation: u64,
-    /// The lifetime of the last token seen in the store.
-    last_vault_lifetime: Option<Duration>,
+    refusals: Refusals,
     outputs: VecDeque<Output>,
-}
-
-/// The token in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct CurrentToken {
-    generation: u64,
-    lifetime: Option<TokenLifetime>,
-    /// Set if the platform rejected it: whether it had carried a live session.
-    refused: Option<bool>,
-}
-
-/// The times of a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct TokenLifetime {
-    total: Duration,
-    expires_at: Instant,
-    /// When the next token is requested.
-    refresh_at: Instant,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum RefreshState {
-    NotStarted,
-    Idle { refresh_at: Option<Instant> },
-    Fetching { sent_at: Instant, streak: Option<FailureStreak>, lock: Option<HeldLock> },
-    Retrying { at: Instant, streak: FailureStreak },
-    Sharing { step: VaultStep, streak: Option<FailureStreak> },
 }
 
 impl Refresh {
@@ -235,13 +55,10 @@ impl Refresh {
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
-            current: None,
+            tokens: KnownTokens::default(),
             state: RefreshState::NotStarted,
             last_attempt_at: None,
-            refusals: VecDeque::new(),
-            repeated_grants: 0,
-            last_vault_generation: 0,
-            last_vault_lifetime: None,
+            refusals: Refusals::default(),
             outputs: VecDeque::new(),
         }
     }
@@ -250,16 +67,22 @@ impl Refresh {
         match input {
             Input::Start => self.start(now),
             Input::Granted { lifetime, repeated, unit } => {
-                self.repeated_grants = if repeated { self.repeated_grants.saturating_add(1) } else { 0 };
+                self.refusals.on_granted(repeated);
                 self.on_granted(lifetime, unit, now);
             }
             Input::Failed { failure, unit } => self.on_failed(failure, unit, now),
-            Input::Refused { generation, proven: carried } => self.on_refused(generation, carried, now),
+            Input::Refused { generation, proven } => self.on_refused(generation, proven, now),
             Input::RefusalCleared { generation } => self.clear_refusal(generation),
-            Input::RefreshRequested => self.expedite(self.spaced(self.last_attempt_at, now), now),
+            Input::RefreshRequested => self.expedite(self.earliest(self.settings.interval_min, now), now),
             Input::VaultRead { seen, unit } => self.on_vault_read(seen, unit, now),
-            Input::Locked { lock, unit } => self.on_locked(lock, unit, now),
-            Input::Published(published) => self.on_published(published, now),
+            Input::Locked { lock, unit } => {
+                let (step, streak) = self.step();
+                self.apply(step.on_locked(lock, &self.facts(unit, now)), streak, unit, now);
+            }
+            Input::Published(published) => {
+                let (step, streak) = self.step();
+                self.apply(step.on_published(published, now), streak, 0.0, now);
+            }
             Input::VaultNotified { generation } => self.on_vault_notified(generation, now),
         }
     }
@@ -272,18 +95,16 @@ impl Refresh {
             RefreshState::NotStarted => (),
             RefreshState::Idle { .. } | RefreshState::Retrying { .. } => self.obtain(now),
             RefreshState::Fetching { .. } => self.renew_lock(now),
-            RefreshState::Sharing { step, streak } => self.end_wait(step, streak, now),
+            RefreshState::Sharing { step, streak } => {
+                if let Some(decision) = step.on_timeout(now) {
+                    self.apply(decision, streak, 0.0, now);
+                }
+            }
         }
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match self.state {
-            RefreshState::NotStarted => None,
-            RefreshState::Idle { refresh_at: due } => due,
-            RefreshState::Fetching { lock, .. } => lock?.renew_at,
-            RefreshState::Retrying { at, .. } => Some(at),
-            RefreshState::Sharing { step, .. } => step.wakes_at(),
-        }
+        self.state.poll_timeout()
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {
@@ -291,40 +112,28 @@ impl Refresh {
     }
 
     pub fn phase(&self) -> TokenPhase {
-        let rejected = self.failure_streak().is_some_and(|streak| streak.failure == GrantFailure::Rejected);
-        match (self.state, self.current) {
-            _ if rejected => TokenPhase::Rejected,
-            (_, None) => TokenPhase::NoToken,
-            (RefreshState::Idle { .. }, Some(held)) if held.refused.is_none() => TokenPhase::Valid,
-            (RefreshState::Sharing { step, streak: None }, Some(held))
-                if held.refused.is_none() && step.is_background() =>
-            {
-                TokenPhase::Valid
-            }
-            (
-                RefreshState::NotStarted
-                | RefreshState::Idle { .. }
-                | RefreshState::Fetching { .. }
-                | RefreshState::Retrying { .. }
-                | RefreshState::Sharing { .. },
-                Some(_),
-            ) => TokenPhase::Renewing,
+        let is_rejected = self.state.streak().is_some_and(|streak| streak.failure == GrantFailure::Rejected);
+        match self.tokens.current {
+            _ if is_rejected => TokenPhase::Rejected,
+            None => TokenPhase::NoToken,
+            Some(held) if self.state.is_quiet() && held.refused.is_none() => TokenPhase::Valid,
+            Some(_) => TokenPhase::Renewing,
         }
     }
 
     /// The generation of the token in use; 0 before the first.
     pub fn generation(&self) -> u64 {
-        self.current.map_or(0, |held| held.generation)
+        self.tokens.generation()
     }
 
     /// When the token in use expires, if that is known.
     pub fn expires_at(&self) -> Option<Instant> {
-        Some(self.current?.lifetime?.expires_at)
+        self.tokens.lifetime().map(|lifetime| lifetime.expires_at)
     }
 
     /// The lifetime of the token in use, if that is known.
     pub fn lifetime(&self) -> Option<Duration> {
-        Some(self.current?.lifetime?.total)
+        self.tokens.lifetime().map(|lifetime| lifetime.total)
     }
 
     /// When the next token is requested; none while a request is in progress.
@@ -337,15 +146,25 @@ impl Refresh {
         }
     }
 
+    /// What a refresh waits for now. None if only the scheduled refresh is due.
+    pub fn pending_refresh(&self, now: Instant) -> Option<PendingRefresh> {
+        PendingRefresh::of(self.state, self.tokens.lifetime(), &self.settings, now)
+    }
+
+    /// Until when the account is degraded because the platform rejected too many tokens.
+    pub fn degraded_until(&self) -> Option<Instant> {
+        self.refusals.degraded_until()
+    }
+
     /// Whether a stream may use the token in use again after the platform rejected it. A token that was rejected after
     /// it had carried a live session is revoked.
     pub fn is_retryable(&self) -> bool {
-        self.current.is_some_and(|held| held.refused != Some(true))
+        self.tokens.current.is_some_and(|held| held.refused != Some(true))
     }
 
     /// Whether the platform rejected the token in use.
     pub fn is_refused(&self) -> bool {
-        self.current.is_some_and(|held| held.refused.is_some())
+        self.tokens.current.is_some_and(|held| held.refused.is_some())
     }
 
     fn start(&mut self, now: Instant) {
@@ -356,10 +175,10 @@ impl Refresh {
     /// A token is needed: from the endpoint, or from the replica that gets one first.
     fn obtain(&mut self, now: Instant) {
         self.last_attempt_at = Some(now);
-        let streak = self.failure_streak();
+        let streak = self.state.streak();
         match self.settings.sharing {
             TokenSharing::None => self.fetch(streak, None, now),
-            TokenSharing::Vault => self.read_vault(streak, now),
+            TokenSharing::Vault => self.read_vault(ReadPurpose::BeforeLock, streak, now),
         }
     }
 
@@ -369,26 +188,54 @@ impl Refresh {
     }
 
     fn on_granted(&mut self, lifetime: Option<Duration>, unit: f64, now: Instant) {
-        let (sent, _, lock) = self.take_request();
-        let lifetime = lifetime.map(|whole| TokenLifetime {
-            total: whole,
-            expires_at: sent + whole,
-            refresh_at: sent + self.settings.due_after(whole, unit),
-        });
+        let (sent_at, _, lock) = self.take_request();
+        let lifetime = lifetime.map(|total| TokenLifetime::granted(total, sent_at, &self.settings, unit));
         match self.settings.sharing {
-            TokenSharing::None => self.adopt(self.next_generation(), lifetime, TokenOrigin::Grant),
+            TokenSharing::None => self.adopt_granted(lifetime),
             TokenSharing::Vault => self.publish_or_adopt(lifetime, lock, now),
         }
     }
 
-    /// The generation above all known ones. It stays below [`GENERATION_MAX`].
-    fn next_generation(&self) -> u64 {
-        let last = self.generation().max(self.last_vault_generation);
-        last.checked_add(1).expect("generations are bounded where they are read")
+    /// A token was granted. With the lock it is published before it is used, without it after.
+    fn publish_or_adopt(&mut self, lifetime: Option<TokenLifetime>, lock: Option<HeldLock>, now: Instant) {
+        let unexpired = lifetime.filter(|lifetime| now < lifetime.expires_at);
+        match (lock, unexpired) {
+            (Some(_), Some(lifetime)) => {
+                self.publish(VaultStep::Publishing { lifetime }, self.tokens.next_generation(), lifetime, now);
+            }
+            (Some(_), None) => {
+                self.outputs.push_back(Output::Release { pause: None });
+                self.adopt_granted(lifetime);
+            }
+            (None, _) => {
+                self.adopt_granted(lifetime);
+                self.republish(lifetime.map(|lifetime| lifetime.refresh_at), now);
+            }
+        }
+    }
+
+    fn publish(&mut self, step: VaultStep, generation: u64, lifetime: TokenLifetime, now: Instant) {
+        self.state = RefreshState::Sharing { step, streak: None };
+        let remaining = lifetime.remaining(now);
+        self.outputs.push_back(Output::Publish { generation, lifetime: lifetime.total, remaining });
+    }
+
+    /// Publishes the token in use.
+    fn republish(&mut self, refresh_at: Option<Instant>, now: Instant) {
+        match self.tokens.usable(now) {
+            Some((generation, lifetime)) => {
+                self.publish(VaultStep::Republishing { refresh_at }, generation, lifetime, now);
+            }
+            None => self.state = RefreshState::Idle { refresh_at },
+        }
+    }
+
+    fn adopt_granted(&mut self, lifetime: Option<TokenLifetime>) {
+        self.adopt(self.tokens.next_generation(), lifetime, TokenOrigin::Grant);
     }
 
     fn adopt(&mut self, generation: u64, lifetime: Option<TokenLifetime>, origin: TokenOrigin) {
-        self.current = Some(CurrentToken { generation, lifetime, refused: None });
+        self.tokens.current = Some(CurrentToken { generation, lifetime, refused: None });
         self.state = RefreshState::Idle { refresh_at: lifetime.map(|lifetime| lifetime.refresh_at) };
         self.outputs.push_back(Output::Adopt { generation, origin });
     }
@@ -396,104 +243,55 @@ impl Refresh {
     fn on_failed(&mut self, failure: GrantFailure, unit: f64, now: Instant) {
         let (_, past, lock) = self.take_request();
         let streak = FailureStreak::after(past, failure);
-        let pause = streak.delay(unit, self.retry_delay_max(now));
+        let pause = streak.delay(unit, self.tokens.time_left(&self.settings, now).retry_delay_max());
         if lock.is_some() {
-            let asked_for = streak.is_same_kind(GrantFailure::Throttled(None));
-            self.outputs.push_back(Output::Release { pause: asked_for.then_some(pause) });
+            self.outputs.push_back(Output::Release { pause: streak.is_throttled().then_some(pause) });
         }
         self.state = RefreshState::Retrying { at: now + pause, streak };
         self.outputs.push_back(Output::Retry { at: now + pause, alarm: streak.needs_operator() });
     }
 
-    /// A rejected token that carried a live session is replaced at once, any other after the minimum interval. A token
-    /// that the endpoint had granted again is replaced sooner, because it was no new token.
-    fn on_refused(&mut self, generation: u64, carried: bool, now: Instant) {
-        let Some(held) = self.current.as_mut().filter(|held| held.generation == generation) else { return };
-        if held.refused.is_some_and(|known| known == carried || known) {
+    /// A rejected token is replaced. `proven`: it had carried a live session.
+    fn on_refused(&mut self, generation: u64, proven: bool, now: Instant) {
+        let at = self.earliest(self.refusals.interval(proven, self.settings.interval_min, now), now);
+        let Some(held) = self.tokens.current.as_mut().filter(|held| held.generation == generation) else { return };
+        if held.refused.is_some_and(|known| known == proven || known) {
             return;
         }
-        let at_once = self.earliest_after_refusal(now);
-        let held = self.current.as_mut().expect("it is there");
-        if held.refused.replace(carried).is_none() {
-            self.record_refusal(now);
+        if held.refused.replace(proven).is_none() {
+            self.refusals.record(now);
         }
-        let at = if carried { at_once } else { at_once.max(self.earliest_after_unproven(now)) };
         self.expedite(at, now);
-    }
-
-    fn record_refusal(&mut self, now: Instant) {
-        if self.refusals.len() == REFUSALS_MAX {
-            self.refusals.pop_front();
-        }
-        self.refusals.push_back(now);
-    }
-
-    /// Until when the account is degraded because the platform rejected too many tokens.
-    pub fn degraded_until(&self) -> Option<Instant> {
-        let oldest = self.refusals.front().filter(|_| self.refusals.len() == REFUSALS_MAX)?;
-        Some(*oldest + REFUSALS_WINDOW)
-    }
-
-    /// The earliest time at which one more rejected token is replaced.
-    fn earliest_after_refusal(&self, now: Instant) -> Instant {
-        let often = self.degraded_until().is_some_and(|until| now < until);
-        let spaced = self.last_attempt_at.filter(|_| often).map(|sought| sought + REFUSAL_INTERVAL);
-        spaced.map_or(now, |at| at.max(now))
-    }
-
-    /// The earliest time at which a token is replaced that never carried a session.
-    fn earliest_after_unproven(&self, now: Instant) -> Instant {
-        let interval = match self.repeated_grants.checked_sub(1) {
-            None => self.settings.interval_min,
-            Some(before) => {
-                REFUSAL_INTERVAL.saturating_mul(2_u32.saturating_pow(before)).min(self.settings.interval_min)
-            }
-        };
-        self.last_attempt_at.map_or(now, |sought| now.max(sought + interval))
     }
 
     /// Undoes the rejection, unless a newer token is requested already.
     fn clear_refusal(&mut self, generation: u64) {
-        let Some(held) = self.current.as_mut().filter(|held| held.generation == generation) else { return };
-        if held.refused.take().is_none() {
+        let Some(held) = self.tokens.current.as_mut().filter(|held| held.generation == generation) else { return };
+        if held.refused.take().is_none() || self.state.streak().is_some() {
             return;
         }
-        let planned = held.lifetime.map(|lifetime| lifetime.refresh_at);
-        match &mut self.state {
-            RefreshState::Idle { refresh_at: due }
-            | RefreshState::Sharing {
-                step: VaultStep::Peeking { refresh_at: due, .. } | VaultStep::Republishing { refresh_at: due },
-                streak: None,
-            } => *due = planned,
-            RefreshState::NotStarted
-            | RefreshState::Fetching { .. }
-            | RefreshState::Retrying { .. }
-            | RefreshState::Sharing { .. } => (),
+        if let Some(scheduled) = self.state.scheduled_mut() {
+            *scheduled = held.lifetime.map(|lifetime| lifetime.refresh_at);
         }
     }
 
-    /// The earliest time that keeps the minimum interval.
-    fn spaced(&self, earlier: Option<Instant>, now: Instant) -> Instant {
-        earlier.map_or(now, |earlier| now.max(earlier + self.settings.interval_min))
+    /// The earliest time that keeps this interval after the last request.
+    fn earliest(&self, interval: Duration, now: Instant) -> Instant {
+        self.last_attempt_at.map_or(now, |last| now.max(last + interval))
     }
 
     /// Brings the next attempt forward to `at`. A request in flight continues, and a pause that the endpoint asked for
     /// is kept.
     fn expedite(&mut self, at: Instant, now: Instant) {
-        let patient = self.failure_streak().is_some_and(|streak| streak.is_same_kind(GrantFailure::Throttled(None)));
-        match &mut self.state {
-            RefreshState::Idle { refresh_at: due } => *due = Some(due.map_or(at, |due| due.min(at))),
-            RefreshState::Retrying { at: again, .. } if !patient => *again = at.min(*again),
-            RefreshState::Sharing {
-                step: VaultStep::Peeking { refresh_at: due, .. } | VaultStep::Republishing { refresh_at: due },
-                ..
-            } if !patient => {
-                *due = Some(due.map_or(at, |due| due.min(at)));
-            }
-            RefreshState::NotStarted
-            | RefreshState::Fetching { .. }
-            | RefreshState::Retrying { .. }
-            | RefreshState::Sharing { .. } => return,
+        if self.state.streak().is_some_and(|streak| streak.is_throttled()) {
+            return;
+        }
+        if let RefreshState::Retrying { at: next, .. } = &mut self.state {
+            *next = at.min(*next);
+        } else if let Some(scheduled) = self.state.scheduled_mut() {
+            *scheduled = Some(scheduled.map_or(at, |next| next.min(at)));
+        } else {
+            return;
         }
         self.handle_timeout(now);
     }
@@ -501,43 +299,121 @@ impl Refresh {
     /// Ends the request in flight. Returns when it was sent, the failures before it, and its lock.
     fn take_request(&self) -> (Instant, Option<FailureStreak>, Option<HeldLock>) {
         match self.state {
-            RefreshState::Fetching { sent_at: sent, streak, lock } => (sent, streak, lock),
+            RefreshState::Fetching { sent_at, streak, lock } => (sent_at, streak, lock),
             RefreshState::NotStarted
             | RefreshState::Idle { .. }
             | RefreshState::Retrying { .. }
-            | RefreshState::Sharing { .. } => {
-                panic!("an answer without a request")
-            }
+            | RefreshState::Sharing { .. } => panic!("an answer without a request"),
         }
     }
 
-    fn failure_streak(&self) -> Option<FailureStreak> {
+    /// Extends the lock while the request is in flight, if that leaves time for an attempt of another replica.
+    fn renew_lock(&mut self, now: Instant) {
+        let time = self.tokens.time_left(&self.settings, now);
+        let RefreshState::Fetching { lock: Some(lock), .. } = &mut self.state else { return };
+        lock.renew_at = time.may_lock().then(|| now + time.lock_ttl() / 3);
+        if time.may_lock() {
+            self.outputs.push_back(Output::Renew { ttl: time.lock_ttl() });
+        }
+    }
+
+    fn on_vault_read(&mut self, content: Option<VaultContent>, unit: f64, now: Instant) {
+        let (step, streak) = self.step();
+        content.into_iter().for_each(|content| self.tokens.on_vault_read(content));
+        let decision = step.on_read(content, &self.facts(unit, now));
+        let has_lock = matches!(step, VaultStep::Reading { purpose: ReadPurpose::UnderLock(_), .. });
+        if has_lock && !matches!(decision, VaultDecision::Fetch(_)) {
+            self.outputs.push_back(Output::Release { pause: None });
+        }
+        self.apply(decision, streak, unit, now);
+    }
+
+    /// Reads the store because of a hint, unless another read follows soon.
+    fn on_vault_notified(&mut self, generation: Option<u64>, now: Instant) {
+        let is_newer = generation.is_none_or(|generation| generation > self.generation());
+        if !is_newer || self.settings.sharing == TokenSharing::None {
+            return;
+        }
         match self.state {
-            RefreshState::NotStarted | RefreshState::Idle { .. } => None,
-            RefreshState::Fetching { streak, .. } | RefreshState::Sharing { streak, .. } => streak,
-            RefreshState::Retrying { streak, .. } => Some(streak),
+            RefreshState::Idle { refresh_at } => self.read_vault(ReadPurpose::Hint { refresh_at }, None, now),
+            RefreshState::Retrying { at, streak } => {
+                self.read_vault(ReadPurpose::Hint { refresh_at: Some(at) }, Some(streak), now);
+            }
+            RefreshState::Sharing {
+                step: VaultStep::WaitingForLock { .. } | VaultStep::WithoutVault { .. },
+                streak,
+            } => self.read_vault(ReadPurpose::BeforeLock, streak, now),
+            RefreshState::NotStarted | RefreshState::Fetching { .. } | RefreshState::Sharing { .. } => (),
         }
     }
-}
 
-impl TokenPhase {
-    /// The name in logs and status.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NoToken => "waiting",
-            Self::Valid => "valid",
-            Self::Renewing => "renewing",
-            Self::Rejected => "rejected",
+    fn apply(&mut self, decision: VaultDecision, streak: Option<FailureStreak>, unit: f64, now: Instant) {
+        match decision {
+            VaultDecision::Enter(step) => self.enter(step, streak),
+            VaultDecision::Fetch(lock) => self.fetch(streak, lock, now),
+            VaultDecision::AdoptFound { found, requested_at } => self.adopt_found(found, requested_at, unit, now),
+            VaultDecision::AdoptGranted(lifetime) => self.adopt_granted(Some(lifetime)),
+            VaultDecision::Pause(pause) => self.pause_requests(pause, streak, unit, now),
+            VaultDecision::Republish { refresh_at } => self.republish(refresh_at, now),
+            VaultDecision::Continue { refresh_at } => self.idle_or_retry(refresh_at, streak),
         }
     }
-}
 
-impl CurrentToken {
-    /// The rest of the token's lifetime.
-    fn remaining(&self, now: Instant) -> Option<(TokenLifetime, Duration)> {
-        let lifetime = self.lifetime.filter(|_| self.refused.is_none())?;
-        let left = lifetime.expires_at.saturating_duration_since(now);
-        (!left.is_zero()).then_some((lifetime, left))
+    fn read_vault(&mut self, purpose: ReadPurpose, streak: Option<FailureStreak>, now: Instant) {
+        self.enter(VaultStep::read(purpose, now), streak);
+    }
+
+    fn enter(&mut self, step: VaultStep, streak: Option<FailureStreak>) {
+        self.state = RefreshState::Sharing { step, streak };
+        self.outputs.extend(step.request());
+    }
+
+    /// The token endpoint asked another replica for a pause. This replica waits too.
+    fn pause_requests(&mut self, pause: Duration, streak: Option<FailureStreak>, unit: f64, now: Instant) {
+        let streak = FailureStreak::after(streak, GrantFailure::Throttled(Some(pause)));
+        let at = now + streak.delay(unit, Duration::MAX);
+        self.state = RefreshState::Retrying { at, streak };
+        self.outputs.push_back(Output::PauseRequests { at });
+    }
+
+    /// Restores the state before a read because of a hint.
+    fn idle_or_retry(&mut self, refresh_at: Option<Instant>, streak: Option<FailureStreak>) {
+        self.state = match (streak, refresh_at) {
+            (Some(streak), Some(at)) => RefreshState::Retrying { at, streak },
+            (None | Some(_), refresh_at) => RefreshState::Idle { refresh_at },
+        };
+    }
+
+    /// Uses another replica's token. A token that comes long before the next one was due is the result of a rejection
+    /// or an admin request on another replica, which counts for this one too.
+    fn adopt_found(&mut self, found: VaultToken, requested_at: Instant, unit: f64, now: Instant) {
+        let jitter_max = |lifetime: &TokenLifetime| self.settings.jitter(lifetime.total, 1.0);
+        if self.tokens.lifetime().is_some_and(|lifetime| now + jitter_max(&lifetime) < lifetime.refresh_at) {
+            self.last_attempt_at = Some(now);
+        }
+        let lifetime = TokenLifetime::found(found, requested_at, &self.settings, unit);
+        self.adopt(found.generation, Some(lifetime), TokenOrigin::Vault);
+    }
+
+    fn step(&self) -> (VaultStep, Option<FailureStreak>) {
+        match self.state {
+            RefreshState::Sharing { step, streak } => (step, streak),
+            RefreshState::NotStarted
+            | RefreshState::Idle { .. }
+            | RefreshState::Fetching { .. }
+            | RefreshState::Retrying { .. } => panic!("an answer of the store without a request"),
+        }
+    }
+
+    fn facts(&self, unit: f64, now: Instant) -> SharingFacts {
+        let has_failed = self.state.streak().is_some();
+        SharingFacts {
+            generation: self.generation(),
+            time: self.tokens.time_left(&self.settings, now),
+            has_failed,
+            unit,
+            now,
+        }
     }
 }
 

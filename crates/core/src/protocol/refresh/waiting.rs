@@ -2,7 +2,13 @@
 
 use std::time::Instant;
 
-use super::{GrantFailure, Refresh, RefreshState, sharing::VaultStep};
+use super::{
+    messages::GrantFailure,
+    settings::Settings,
+    sharing::{ReadPurpose, VaultStep},
+    state::RefreshState,
+    token::TokenLifetime,
+};
 
 /// A refresh that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,43 +47,56 @@ impl WaitReason {
     }
 }
 
-impl Refresh {
-    /// What a refresh waits for now. None if only the scheduled refresh is due.
-    pub fn pending_refresh(&self, now: Instant) -> Option<PendingRefresh> {
-        let without_end = |reason| Some(PendingRefresh { reason, until: None });
-        let until = |reason, at| Some(PendingRefresh { reason, until: Some(at) });
-        match self.state {
+impl PendingRefresh {
+    /// What a refresh in this state waits for. None if only the scheduled refresh is due. `lifetime`: of the token in
+    /// use.
+    pub(super) fn of(
+        state: RefreshState,
+        lifetime: Option<TokenLifetime>,
+        settings: &Settings,
+        now: Instant,
+    ) -> Option<Self> {
+        match state {
             RefreshState::NotStarted => None,
-            RefreshState::Idle { refresh_at: due } => self.idle_reason(due, now),
-            RefreshState::Fetching { .. } => without_end(WaitReason::Endpoint),
-            RefreshState::Retrying { at, streak } => until(reason_for(streak.failure), at),
-            RefreshState::Sharing { step, streak } => match step {
-                VaultStep::Peeking { refresh_at: due, .. } | VaultStep::Republishing { refresh_at: due } => {
-                    match (streak, due) {
-                        (Some(streak), Some(at)) => until(reason_for(streak.failure), at),
-                        (None | Some(_), due) => self.idle_reason(due, now),
-                    }
-                }
-                VaultStep::WaitingForLock { at } => until(WaitReason::LockHeldElsewhere, at),
-                VaultStep::WithoutVault { at } => until(WaitReason::VaultUnavailable, at),
-                VaultStep::Reading { .. }
-                | VaultStep::Locking { .. }
-                | VaultStep::Rereading { .. }
-                | VaultStep::Publishing { .. }
-                | VaultStep::Yielding { .. } => without_end(WaitReason::Vault),
+            RefreshState::Idle { refresh_at } => Self::of_scheduled(refresh_at?, lifetime, settings, now),
+            RefreshState::Fetching { .. } => Some(Self { reason: WaitReason::Endpoint, until: None }),
+            RefreshState::Retrying { at, streak } => Some(Self::of_retry(streak.failure, at)),
+            RefreshState::Sharing {
+                step:
+                    VaultStep::Reading { purpose: ReadPurpose::Hint { refresh_at }, .. }
+                    | VaultStep::Republishing { refresh_at },
+                streak,
+            } => match streak {
+                Some(streak) => Some(Self::of_retry(streak.failure, refresh_at?)),
+                None => Self::of_scheduled(refresh_at?, lifetime, settings, now),
             },
+            RefreshState::Sharing { step, .. } => Some(Self::of_step(step)),
         }
     }
 
-    /// Whether an unscheduled refresh waits for the minimum interval.
-    fn idle_reason(&self, due: Option<Instant>, now: Instant) -> Option<PendingRefresh> {
-        let at = due?;
-        let life = self.current.and_then(|held| held.lifetime);
-        let Some(life) = life.filter(|life| at >= life.refresh_at) else {
-            return Some(PendingRefresh { reason: WaitReason::IntervalMin, until: Some(at) });
+    fn of_retry(failure: GrantFailure, at: Instant) -> Self {
+        Self { reason: reason_for(failure), until: Some(at) }
+    }
+
+    fn of_step(step: VaultStep) -> Self {
+        let reason = match step {
+            VaultStep::WaitingForLock { .. } => WaitReason::LockHeldElsewhere,
+            VaultStep::WithoutVault { .. } => WaitReason::VaultUnavailable,
+            VaultStep::Reading { .. }
+            | VaultStep::Locking { .. }
+            | VaultStep::Publishing { .. }
+            | VaultStep::Republishing { .. } => WaitReason::Vault,
         };
-        let planned = life.expires_at.checked_sub(self.settings.buffer_of(life.total))?;
-        (now >= planned).then_some(PendingRefresh { reason: WaitReason::Jitter, until: Some(at) })
+        Self { reason, until: step.wakes_at() }
+    }
+
+    /// Whether a request at `at` waits for the minimum interval or for the random delay.
+    fn of_scheduled(at: Instant, lifetime: Option<TokenLifetime>, settings: &Settings, now: Instant) -> Option<Self> {
+        let Some(lifetime) = lifetime.filter(|lifetime| at >= lifetime.refresh_at) else {
+            return Some(Self { reason: WaitReason::IntervalMin, until: Some(at) });
+        };
+        let planned = lifetime.expires_at.checked_sub(settings.buffer_of(lifetime.total))?;
+        (now >= planned).then_some(Self { reason: WaitReason::Jitter, until: Some(at) })
     }
 }
 
