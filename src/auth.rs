@@ -14,7 +14,7 @@ mod token_source;
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, sync::PoisonError, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use schemars::JsonSchema;
@@ -233,7 +233,7 @@ impl Tokens {
     }
 
     fn usage<T>(&self, act: impl FnOnce(&mut TokenUsage) -> T) -> T {
-        act(&mut self.handle.usage.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.handle.usage.lock())
     }
 
     /// Requests a new token for an operator, subject to `refresh_interval_min`.

@@ -13,13 +13,9 @@ mod shared_settings;
 pub mod values;
 pub mod vault;
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use self::lease_task::{LeaseTask, ReplicaCommand};
@@ -101,13 +97,13 @@ impl Replica {
 
     /// The live replicas by the last renewal.
     pub fn members(&self) -> Vec<ReplicaId> {
-        self.shared.members().iter().map(|status| status.member.replica).collect()
+        self.shared.members.lock().iter().map(|status| status.member.replica).collect()
     }
 
     /// Whether the membership is renewed; else the reason, after `RENEWAL_FAILURES_MAX` consecutive failures. A renewal
     /// is due every fifth of the lease.
     pub fn health(&self) -> Result<(), String> {
-        let failing = self.shared.renewal_failures();
+        let failing = self.shared.renewal_failures.lock();
         match *failing {
             (failures, ref why) if failures >= RENEWAL_FAILURES_MAX => {
                 Err(format!("the membership of this replica is not renewed: {why}"))
@@ -118,7 +114,7 @@ impl Replica {
 
     /// Memberships of other replicas that this one cannot read.
     pub fn unreadable_members(&self) -> Vec<String> {
-        self.shared.unreadable_members().clone()
+        self.shared.unreadable_members.lock().clone()
     }
 
     /// Hands each stream over to a live successor, releases the streams without one after `timeout`, and ends the
@@ -133,33 +129,13 @@ impl Replica {
 }
 
 impl ReplicaShared {
-    fn lease(&self) -> MutexGuard<'_, Lease> {
-        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn members(&self) -> MutexGuard<'_, Vec<MemberStatus>> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn unreadable(&self) -> MutexGuard<'_, BTreeMap<StreamName, String>> {
-        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn unreadable_members(&self) -> MutexGuard<'_, Vec<String>> {
-        self.unreadable_members.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn renewal_failures(&self) -> MutexGuard<'_, (u32, String)> {
-        self.renewal_failures.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn renewal_failed(&self, why: String) {
-        let mut failing = self.renewal_failures();
+        let mut failing = self.renewal_failures.lock();
         *failing = (failing.0.saturating_add(1), why);
     }
 
     fn renewed(&self) {
-        self.renewal_failures().0 = 0;
+        self.renewal_failures.lock().0 = 0;
     }
 
     fn role(&self, stream: &StreamName) -> ReplicaRole {
@@ -175,7 +151,7 @@ impl ReplicaShared {
 
     /// Whether an append to `stream` under `fence` is permitted now.
     fn may_append(&self, stream: &StreamName, fence: Fence) -> bool {
-        self.lease().append_fence(stream, clock::boot()) == Some(fence)
+        self.lease.lock().append_fence(stream, clock::boot()) == Some(fence)
     }
 }
 

@@ -14,12 +14,13 @@ use std::{
     convert::Infallible,
     panic::resume_unwind,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use futures_util::future::try_join_all;
+use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -303,7 +304,7 @@ impl LogShared {
     /// Makes durable entries up to `last` visible: first the entries, then the end of the log. Does nothing when another
     /// epoch has begun.
     fn publish(&self, mut batches: Vec<Arc<Batch>>, epoch: Epoch, last: Offset) {
-        let _guard = self.lock_move();
+        let _guard = self.move_lock.lock();
         let (current, shown) = self.shown_up_to();
         if current != epoch {
             return;
@@ -326,7 +327,7 @@ impl LogShared {
 
     /// Applies the bounds in the store. Where they do not continue the visible log, readers continue in the store.
     fn reconcile(&self, bounds: LogBounds) {
-        let _guard = self.lock_move();
+        let _guard = self.move_lock.lock();
         let (current, shown) = self.shown_up_to();
         let same = current == bounds.lineage.current();
         // Within an epoch a log that ends earlier was rolled back, and no writer has claimed it yet.
@@ -361,11 +362,6 @@ impl LogShared {
             end.first = first;
             before != (end.lineage.current(), end.last)
         });
-    }
-
-    /// Moves the tail and the end together.
-    fn lock_move(&self) -> MutexGuard<'_, ()> {
-        self.move_lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

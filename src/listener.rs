@@ -18,7 +18,7 @@ use std::{
     convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -35,6 +35,7 @@ use hyper::{
     upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -298,7 +299,7 @@ impl ConnectionAdmission {
         }
         let Some(proxies) = &self.proxies else { return Ok(()) };
         let client = forwarded::client(request.headers(), self.peer, proxies);
-        let mut permit = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut permit = self.permit.lock();
         Ok(permit.assign_to(forwarded::share_key(client))?)
     }
 }
@@ -348,7 +349,7 @@ async fn serve_http(
             };
             stalled.set_endless(answer.extensions().get::<EndlessBody>().is_some());
             if let Some(conversation) = UpgradeExtension::take(&mut answer) {
-                *agreed.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, conversation));
+                *agreed.lock() = Some((upgrade, conversation));
             }
             Ok::<_, Infallible>(answer)
         }
@@ -374,7 +375,7 @@ async fn serve_http(
     if let Err(error) = ended {
         tracing::debug!(error = chain(&error), "connection ended early");
     }
-    agreed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    agreed.lock().take()
 }
 
 #[cfg(test)]

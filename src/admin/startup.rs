@@ -1,10 +1,6 @@
 //! The admin listener before the store is open: alive, not ready, and the reason.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -13,6 +9,7 @@ use axum::{
     response::Response,
     routing::get,
 };
+use parking_lot::Mutex;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{
@@ -46,11 +43,11 @@ impl Default for StartupProgress {
 impl StartupProgress {
     /// Sets the reason of the last failed attempt.
     pub fn failed(&self, reason: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        *self.0.lock() = reason;
     }
 
     fn reason(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 }
 

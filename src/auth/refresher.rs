@@ -5,10 +5,11 @@
 use std::{
     future,
     ops::ControlFlow,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::watch,
     time::{Interval, MissedTickBehavior},
@@ -317,7 +318,7 @@ impl Refresher {
             TokenOrigin::Vault => self.adopt_found(generation),
         };
         self.last_error = None;
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner).on_token(generation, clock::now());
+        self.usage.lock().on_token(generation, clock::now());
         self.publish();
         self.tokens.send_replace(Some(Token { generation, secret }));
         show_remaining(&self.metrics, &self.machine);

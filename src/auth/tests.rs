@@ -5,7 +5,7 @@ mod endpoint;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,6 +13,7 @@ use base64::{
     Engine,
     engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use self::endpoint::{Endpoint, Reply};
@@ -468,17 +469,13 @@ impl CapturedLogs {
     }
 
     fn text(&self) -> String {
-        String::from_utf8(self.bytes().clone()).unwrap()
-    }
-
-    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.0.lock().unwrap()
+        String::from_utf8(self.0.lock().clone()).unwrap()
     }
 }
 
 impl io::Write for CapturedLogs {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.bytes().write(bytes)
+        self.0.lock().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! It shares no code with the daemon's listeners.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -12,6 +12,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 
 use crate::tasks::Tasks;
 
@@ -67,7 +68,7 @@ pub(super) struct StubServer {
 
 impl StubServer {
     pub(super) fn requests(&self) -> Vec<RecordedRequest> {
-        self.requests.lock().unwrap().clone()
+        self.requests.lock().clone()
     }
 }
 
@@ -95,6 +96,6 @@ async fn answer(
     let target = request.uri().to_string();
     let recorded = RecordedRequest { target, accept: header("accept"), authorization: header("authorization") };
     let served = script(&recorded);
-    log.lock().unwrap().push(recorded);
+    log.lock().push(recorded);
     Response::builder().status(served.status).body(served.body).unwrap()
 }

@@ -211,7 +211,7 @@ impl LeaseHandle {
 impl HolderView {
     /// The owner.
     pub fn holder(&self) -> Option<ReplicaId> {
-        self.shared.lease().holder(&self.stream)
+        self.shared.lease.lock().holder(&self.stream)
     }
 
     /// Whether this replica is the owner.
@@ -221,27 +221,27 @@ impl HolderView {
 
     /// Why the lease record cannot be read; then no replica owns the stream.
     pub fn unreadable(&self) -> Option<String> {
-        self.shared.unreadable().get(&self.stream).cloned()
+        self.shared.unreadable.lock().get(&self.stream).cloned()
     }
 
     /// Whether the owner is alive and does not report the stream as unhealthy.
     pub fn is_live(&self) -> bool {
         let Some(holder) = self.holder() else { return false };
-        let members = self.shared.members();
+        let members = self.shared.members.lock();
         members.iter().any(|status| status.member.replica == holder && !status.unhealthy_streams.contains(&self.stream))
     }
 
     /// Why the log cannot be used, as the owner reports it.
     pub fn failure(&self) -> Option<String> {
         let holder = self.holder()?;
-        let members = self.shared.members();
+        let members = self.shared.members.lock();
         members.iter().find(|status| status.member.replica == holder)?.failed.get(&self.stream).cloned()
     }
 
     /// Whether the owner reports that the stream lacks configured topics.
     pub fn is_degraded(&self) -> bool {
         let Some(holder) = self.holder() else { return false };
-        let members = self.shared.members();
+        let members = self.shared.members.lock();
         members.iter().any(|status| status.member.replica == holder && status.degraded.contains(&self.stream))
     }
 }

@@ -142,7 +142,7 @@ impl LeaseTask {
         let mut listening = Box::pin(listen(Arc::clone(&self.registry), sender));
         loop {
             self.drain_outputs();
-            let wake = self.shared.lease().poll_timeout();
+            let wake = self.shared.lease.lock().poll_timeout();
             let event = tokio::select! {
                 biased;
                 () = stop.cancelled() => LeaseEvent::Stop,
@@ -164,13 +164,13 @@ impl LeaseTask {
                     self.drained = Some(left);
                     self.handle(Input::Drain { until: clock::boot() + timeout });
                 }
-                LeaseEvent::Timer => self.shared.lease().handle_timeout(now()),
+                LeaseEvent::Timer => self.shared.lease.lock().handle_timeout(now()),
             }
         }
     }
 
     fn handle(&self, input: Input) {
-        self.shared.lease().handle(input, now());
+        self.shared.lease.lock().handle(input, now());
     }
 
     fn handle_completion(&mut self, completion: Completion) {
@@ -184,15 +184,15 @@ impl LeaseTask {
                 self.shared.renewed();
                 metrics::replica_members(members.len());
                 self.report_members(&unreadable);
-                *self.shared.unreadable_members() = unreadable;
+                *self.shared.unreadable_members.lock() = unreadable;
                 let live = members.iter().map(|status| status.member).collect();
-                *self.shared.members() = members;
+                *self.shared.members.lock() = members;
                 self.handle(Input::Renewed { members: live });
             }
             Completion::Listed(LeaseRecords { records, unreadable }) => {
                 self.mark_store_reachable();
                 self.report_records(&unreadable);
-                *self.shared.unreadable() = unreadable;
+                *self.shared.unreadable.lock() = unreadable;
                 self.handle(Input::RecordsRead { records });
             }
             Completion::NoReply(request, why) => {
@@ -299,7 +299,7 @@ impl LeaseTask {
     /// Carries out the outputs of the machine.
     fn drain_outputs(&mut self) {
         loop {
-            let Some(output) = self.shared.lease().poll_output() else { return };
+            let Some(output) = self.shared.lease.lock().poll_output() else { return };
             match output {
                 Output::Renew { limit } => self.renew(limit),
                 Output::ReadRecords => self.list(),
@@ -385,7 +385,7 @@ impl LeaseTask {
 
     fn write_record(&self, stream: StreamName, expected: Option<Fence>, record: LeaseRecord) {
         let registry = Arc::clone(&self.registry);
-        let is_unreadable = self.shared.unreadable().contains_key(&stream);
+        let is_unreadable = self.shared.unreadable.lock().contains_key(&stream);
         self.work.push(Box::pin(async move {
             if is_unreadable {
                 // An unreadable record is not overwritten. The machine retries after this.

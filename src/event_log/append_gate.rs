@@ -1,6 +1,6 @@
 //! One append at a time to one log, and none after an append with an unknown outcome.
 
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
 use crate::store::AppendError;
 
@@ -30,7 +30,7 @@ impl AppendGate {
     }
 
     fn replace_state(&self, state: GateState) -> GateState {
-        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), state)
+        std::mem::replace(&mut *self.0.lock(), state)
     }
 }
 

@@ -2,9 +2,11 @@
 //! reader is dropped.
 
 use std::sync::{
-    Arc, Mutex, PoisonError, Weak,
+    Arc, Weak,
     atomic::{AtomicU64, Ordering},
 };
+
+use parking_lot::Mutex;
 
 use crate::model::Offset;
 
@@ -26,7 +28,7 @@ impl ReaderProgress {
 impl ProgressTracker {
     pub(super) fn add(&self, after: Offset) -> ReaderProgress {
         let place = Arc::new(AtomicU64::new(after.0));
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.0.lock();
         // Dropped readers are removed before the list grows, so it stays near the largest number of concurrent readers.
         if places.len() == places.capacity() {
             places.retain(|place| place.strong_count() > 0);
@@ -37,7 +39,7 @@ impl ProgressTracker {
 
     /// The number of entries up to `last` that the slowest reader has not got; 0 without readers.
     pub(super) fn lag_max(&self, last: Offset) -> u64 {
-        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = self.0.lock();
         let reached = places.iter().filter_map(Weak::upgrade).map(|place| place.load(Ordering::Relaxed));
         reached.min().map_or(0, |reached| last.0.saturating_sub(reached))
     }
@@ -65,6 +67,6 @@ mod tests {
         for _ in 0..10_000 {
             drop(places.add(Offset(1)));
         }
-        assert!(places.0.lock().unwrap().capacity() < 100);
+        assert!(places.0.lock().capacity() < 100);
     }
 }

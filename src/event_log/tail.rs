@@ -2,10 +2,9 @@
 //!
 //! It holds consecutive batches of one epoch up to the end of the log, or none. It never waits and never reads the store.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::RwLock;
 
 use crate::model::{Batch, BatchView, Epoch, Offset};
 
@@ -36,7 +35,7 @@ impl HotTail {
 
     /// Adds the next batches and removes the oldest beyond the limit. The newest batch always stays.
     pub(super) fn push(&self, batches: Vec<Arc<Batch>>) {
-        let mut held = self.batches.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.batches.write();
         for batch in batches {
             held.push(batch);
         }
@@ -51,14 +50,14 @@ impl HotTail {
 
     /// Removes all batches, before one that does not continue them.
     pub(super) fn clear(&self) {
-        let gone = std::mem::take(&mut *self.batches.write().unwrap_or_else(PoisonError::into_inner));
+        let gone = std::mem::take(&mut *self.batches.write());
         drop(gone);
     }
 
     /// The entries after `after` in the same epoch, up to `last` and about `bytes_max` bytes, but at least one batch. None
     /// when the tail begins later or has no further entries.
     pub(super) fn after(&self, epoch: Epoch, after: Offset, last: Offset, bytes_max: usize) -> Option<Vec<BatchView>> {
-        let held = self.batches.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.batches.read();
         let next = after.next();
         let oldest = held.batches.front()?;
         if oldest.epoch() != epoch || oldest.first() > next {

@@ -1,10 +1,8 @@
 //! Connection permits: a limit in total and a limit per address.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use parking_lot::Mutex;
 
 #[derive(Debug)]
 pub(super) struct ConnectionPermits {
@@ -43,7 +41,7 @@ impl ConnectionPermits {
 
     /// Acquires a permit that counts for `address`, if there is one.
     pub(super) fn acquire(self: &Arc<Self>, address: Option<IpAddr>) -> Result<ConnectionPermit, PermitError> {
-        let mut taken = self.counts();
+        let mut taken = self.counts.lock();
         // Check the address first: an address that uses all permits gets the error for its own limit.
         let own = address.map_or(0, |address| taken.of(address));
         if own >= self.per_address_max {
@@ -56,10 +54,6 @@ impl ConnectionPermits {
         taken.add(address);
         drop(taken);
         Ok(ConnectionPermit { permits: Arc::clone(self), address })
-    }
-
-    fn counts(&self) -> MutexGuard<'_, PermitCounts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -89,7 +83,7 @@ impl ConnectionPermit {
         if self.address == Some(address) {
             return Ok(());
         }
-        let mut taken = self.permits.counts();
+        let mut taken = self.permits.counts.lock();
         if taken.of(address) >= self.permits.per_address_max {
             return Err(PermitError::PerAddress);
         }
@@ -103,7 +97,7 @@ impl ConnectionPermit {
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut taken = self.permits.counts();
+        let mut taken = self.permits.counts.lock();
         taken.total -= 1;
         taken.remove(self.address);
     }
@@ -131,7 +125,7 @@ mod tests {
         drop(third);
         drop(held);
         assert!(seats.acquire(TWO).is_ok());
-        assert!(seats.counts().by_address.is_empty(), "addresses that left are forgotten");
+        assert!(seats.counts.lock().by_address.is_empty(), "addresses that left are forgotten");
     }
 
     #[test]
@@ -147,7 +141,7 @@ mod tests {
         drop(first);
         second.assign_to(ONE.unwrap()).unwrap();
         drop(second);
-        let taken = seats.counts();
+        let taken = seats.counts.lock();
         assert_eq!((taken.total, taken.by_address.len()), (0, 0));
     }
 }

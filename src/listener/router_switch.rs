@@ -1,12 +1,10 @@
 //! A router that can be replaced while its listener runs: before and after the store is open.
 
-use std::{
-    fmt,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{fmt, sync::Arc};
 
 use axum::Router;
 use hyper_util::service::TowerToHyperService;
+use parking_lot::RwLock;
 
 /// The current router. Clones share it.
 #[derive(Clone)]
@@ -19,12 +17,12 @@ impl RouterSwitch {
 
     /// Uses this router for new requests. Connections stay open.
     pub fn replace(&self, site: Router) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = TowerToHyperService::new(site);
+        *self.0.write() = TowerToHyperService::new(site);
     }
 
     /// The current router.
     pub(super) fn current(&self) -> TowerToHyperService<Router> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().clone()
     }
 }
 

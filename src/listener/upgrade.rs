@@ -2,14 +2,12 @@
 //!
 //! It starts after the 101 was sent.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 
 use super::AcceptedSocket;
 
@@ -33,7 +31,7 @@ impl UpgradeExtension {
     /// Takes the handler out of a response.
     pub(super) fn take(answer: &mut Response) -> Option<UpgradeHandler> {
         let Self(agreed) = answer.extensions_mut().remove()?;
-        agreed.lock().unwrap_or_else(PoisonError::into_inner).take()
+        agreed.lock().take()
     }
 }
 

@@ -5,9 +5,10 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::watch;
 
@@ -49,7 +50,7 @@ impl Resolver {
 
     /// Joins the running lookup of this name or starts one.
     fn join_or_start(&self, host: &str) -> PendingLookup {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         if let Some(under_way) = running.get(host) {
             return under_way.clone();
         }
@@ -59,7 +60,7 @@ impl Resolver {
         // The system call cannot be cancelled. A later caller joins it.
         tokio::task::spawn_blocking(move || {
             let found = system_lookup(&host);
-            all.lock().unwrap_or_else(PoisonError::into_inner).remove(&host);
+            all.lock().remove(&host);
             answer.send_replace(Some(found));
         });
         receiver
@@ -103,7 +104,7 @@ mod tests {
     async fn a_name_that_is_being_looked_up_is_not_looked_up_again() {
         let resolver = Resolver::default();
         let (answer, receiver) = watch::channel(None);
-        resolver.running.lock().unwrap().insert("slow.test".to_owned(), receiver);
+        resolver.running.lock().insert("slow.test".to_owned(), receiver);
         let both = async { tokio::join!(resolver.lookup("slow.test", 1), resolver.lookup("slow.test", 2)) };
         let answering = async { answer.send_replace(Some(Ok(vec![IpAddr::from([10, 0, 0, 1])]))) };
         let ((one, two), _) = tokio::join!(both, answering);
@@ -114,6 +115,6 @@ mod tests {
     async fn a_look_up_that_is_done_is_forgotten() {
         let resolver = Resolver::default();
         resolver.lookup("localhost", 1).await.unwrap();
-        assert!(resolver.running.lock().unwrap().is_empty());
+        assert!(resolver.running.lock().is_empty());
     }
 }

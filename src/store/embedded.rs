@@ -23,11 +23,12 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
@@ -272,12 +273,12 @@ impl EmbeddedShared {
     }
 
     fn log(&self, stream: &StreamName) -> Option<Arc<EmbeddedLog>> {
-        self.logs.read().unwrap_or_else(PoisonError::into_inner).get(stream).cloned()
+        self.logs.read().get(stream).cloned()
     }
 
     /// Makes the log visible to readers. State that the writer published is newer and stays.
     fn register(&self, stream: &StreamName, held: &StoredStream) -> Arc<EmbeddedLog> {
-        let mut logs = self.logs.write().unwrap_or_else(PoisonError::into_inner);
+        let mut logs = self.logs.write();
         let range = RowRange { number: held.number };
         let log = || Arc::new(EmbeddedLog { range, first: AtomicU64::new(held.first().0) });
         Arc::clone(logs.entry(stream.clone()).or_insert_with(log))
@@ -297,11 +298,11 @@ impl EmbeddedShared {
     }
 
     fn unavailable(&self) -> Option<String> {
-        self.unavailable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.unavailable.lock().clone()
     }
 
     fn set_unavailable(&self, reason: Option<String>) {
-        *self.unavailable.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        *self.unavailable.lock() = reason;
     }
 
     /// Stops all further transactions until the store is opened again. After damage the next start checks the whole file.

@@ -22,10 +22,11 @@ mod view;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use parking_lot::{Mutex, RwLock};
 use redis::cmd;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -184,7 +185,7 @@ impl RedisStore {
 
     /// Applies the retention at the time `wall` of the wall clock, `boot` after the machine started.
     pub async fn trim_at(&self, stream: &StreamName, wall: Timestamp, boot: Duration) -> Result<(), CommandError> {
-        let now = self.shared.age.lock().unwrap_or_else(PoisonError::into_inner).now(wall, boot);
+        let now = self.shared.age.lock().now(wall, boot);
         match self.shared.log(stream) {
             Some(log) => log.trim(&self.shared.settings.retention, now).await,
             None => Ok(()),
@@ -229,12 +230,12 @@ impl RedisStore {
                 metrics::store_failed("refused");
             }
         })?;
-        self.shared.logs.write().unwrap_or_else(PoisonError::into_inner).insert(stream.clone(), Arc::new(log));
+        self.shared.logs.write().insert(stream.clone(), Arc::new(log));
         Ok(state)
     }
 
     pub(super) fn release_claim(&self, stream: &StreamName, fence: Fence) {
-        let mut logs = self.shared.logs.write().unwrap_or_else(PoisonError::into_inner);
+        let mut logs = self.shared.logs.write();
         if logs.get(stream).is_some_and(|log| log.fence == fence) {
             logs.remove(stream);
         }
@@ -327,9 +328,9 @@ impl RedisStore {
     }
 
     pub(super) fn health(&self) -> Result<(), String> {
-        let trouble = self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let trouble = self.shared.last_error.lock().clone();
         trouble.map_or(Ok(()), Err)?;
-        self.shared.logs.read().unwrap_or_else(PoisonError::into_inner).values().try_for_each(|log| log.health())
+        self.shared.logs.read().values().try_for_each(|log| log.health())
     }
 
     /// Closes the connections.
@@ -338,7 +339,7 @@ impl RedisStore {
         self.shared.read_connection.close();
         self.shared.reads.close();
         self.shared.set_error(Some("the store is closed".to_owned()));
-        for log in self.shared.logs.read().unwrap_or_else(PoisonError::into_inner).values() {
+        for log in self.shared.logs.read().values() {
             log.close();
         }
     }
@@ -355,23 +356,23 @@ impl RedisShared {
     }
 
     fn view(&self, stream: &StreamName) -> Arc<LogView> {
-        if let Some(view) = self.views.read().unwrap_or_else(PoisonError::into_inner).get(stream) {
+        if let Some(view) = self.views.read().get(stream) {
             return Arc::clone(view);
         }
-        let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
+        let mut views = self.views.write();
         let view = || Arc::new(LogView::new(LogKeys::of(&self.settings.prefix, stream)));
         Arc::clone(views.entry(stream.clone()).or_insert_with(view))
     }
 
     fn log(&self, stream: &StreamName) -> Option<Arc<Log>> {
-        self.logs.read().unwrap_or_else(PoisonError::into_inner).get(stream).cloned()
+        self.logs.read().get(stream).cloned()
     }
 
     fn streams(&self) -> Vec<StreamName> {
-        self.logs.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+        self.logs.read().keys().cloned().collect()
     }
 
     fn set_error(&self, trouble: Option<String>) {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        *self.last_error.lock() = trouble;
     }
 }

@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tracing::{debug, error, info, warn};
 
 use super::claim_failures::ClaimFailures;
@@ -109,7 +109,7 @@ impl StreamReporter {
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut StreamStats) -> T) -> T {
-        change(&mut self.stats.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.stats.lock())
     }
 
     /// Clears log errors when another replica owns the log; the owner reports them.

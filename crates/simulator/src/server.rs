@@ -3,7 +3,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Sleep, sleep};
@@ -55,16 +56,12 @@ impl TransportControl {
 
     /// From now on the connection writes one byte at a time.
     pub(super) fn trickle(&self, pause: Duration) {
-        self.write_behaviour().byte_pause = Some(pause);
+        self.0.write_behaviour.lock().byte_pause = Some(pause);
     }
 
     /// Sends these bytes before the answer.
     pub(super) fn prepend(&self, bytes: &[u8]) {
-        self.write_behaviour().prefix.extend_from_slice(bytes);
-    }
-
-    fn write_behaviour(&self) -> MutexGuard<'_, WriteBehaviour> {
-        self.0.write_behaviour.lock().expect("no code panics while it holds the lock")
+        self.0.write_behaviour.lock().prefix.extend_from_slice(bytes);
     }
 }
 
@@ -95,7 +92,7 @@ impl AsyncRead for ControlledStream {
 impl AsyncWrite for ControlledStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let wire = &mut *self;
-        let mut behaviour = wire.control.0.write_behaviour.lock().expect("no code panics while it holds the lock");
+        let mut behaviour = wire.control.0.write_behaviour.lock();
         while !behaviour.prefix.is_empty() {
             let written = ready!(Pin::new(&mut wire.stream).poll_write(cx, &behaviour.prefix))?;
             behaviour.prefix.drain(..written);

@@ -7,13 +7,14 @@ use std::{
     io::{self, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex};
 use tokio_tungstenite::tungstenite::{
     self,
     handshake::server::{ErrorResponse, Request, Response},
@@ -61,7 +62,7 @@ pub(super) struct Gate {
 impl Gate {
     /// Allows events up to this count; it never falls.
     pub(super) fn raise(&self, count: u64) {
-        let mut open_to = self.open_to.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open_to = self.open_to.lock();
         if count > *open_to {
             *open_to = count;
             self.raised.notify_all();
@@ -70,12 +71,13 @@ impl Gate {
 
     /// Waits until the limit is above `sent`; returns the limit.
     fn wait_beyond(&self, sent: u64) -> u64 {
-        let open_to = self.open_to.lock().unwrap_or_else(PoisonError::into_inner);
-        *self.raised.wait_while(open_to, |open_to| *open_to <= sent).unwrap_or_else(PoisonError::into_inner)
+        let mut open_to = self.open_to.lock();
+        self.raised.wait_while(&mut open_to, |open_to| *open_to <= sent);
+        *open_to
     }
 
     fn is_open(&self, sent: u64) -> bool {
-        *self.open_to.lock().unwrap_or_else(PoisonError::into_inner) > sent
+        *self.open_to.lock() > sent
     }
 }
 
@@ -135,7 +137,7 @@ impl BenchSource {
 
     /// The send times of all events, in order; for a source with one connection and a fixed rate.
     pub(super) fn sent_at(&self) -> Vec<Instant> {
-        self.shared.sent_at.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.sent_at.lock().clone()
     }
 }
 
@@ -180,7 +182,7 @@ impl SourceState {
             }
             thread::sleep(due.saturating_duration_since(clock::now()));
             script.write(&mut out, u64::MAX);
-            self.sent_at.lock().unwrap_or_else(PoisonError::into_inner).push(clock::now());
+            self.sent_at.lock().push(clock::now());
             socket.write_all(&out)?;
             out.clear();
             due += Duration::from_secs_f64(1.0 / rate);

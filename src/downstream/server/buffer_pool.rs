@@ -6,10 +6,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -107,7 +108,7 @@ impl BufferPool {
     /// Holds entries for a slow reader until they are evicted. None if there is no memory now.
     pub(super) fn hold(&self, stream: &StreamName, copies: CopyKind, mut views: Vec<BatchView>) -> Option<BatchHold> {
         let group = BatchGroup { stream: stream.clone(), copies };
-        let mut table = self.holds();
+        let mut table = self.0.holds.lock();
         for index in 0..views.len() {
             if !self.retain(&mut table, &group, &mut views[index]) {
                 table.release(&group, &views[..index]);
@@ -159,17 +160,13 @@ impl BufferPool {
     }
 
     fn evict_for(&self, units: usize) {
-        let mut table = self.holds();
+        let mut table = self.0.holds.lock();
         while self.0.free.available_permits() < units && table.evict_oldest() {}
     }
 
     /// The units for a number of bytes, at most the whole budget.
     fn clamp_units(&self, bytes: usize) -> usize {
         units(bytes).min(self.0.units)
-    }
-
-    fn holds(&self) -> MutexGuard<'_, HoldTable> {
-        self.0.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Used bytes, rounded up.
@@ -193,7 +190,7 @@ impl HoldTable {
     }
 
     fn remove(&mut self, held: &PooledViews) {
-        let views = std::mem::take(&mut *held.views.lock().unwrap_or_else(PoisonError::into_inner));
+        let views = std::mem::take(&mut *held.views.lock());
         self.release(&held.group, &views);
     }
 
@@ -238,12 +235,12 @@ pub(super) struct BatchHold {
 impl BatchHold {
     /// The entries; empty after they were evicted.
     pub(super) fn views(&self) -> Vec<BatchView> {
-        self.views.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.views.lock().clone()
     }
 
     /// Records progress of the reader: other holds are evicted first.
     pub(super) fn renew(&mut self) {
-        let mut table = self.memory.holds();
+        let mut table = self.memory.0.holds.lock();
         if let Some(held) = table.holds.remove(&self.number) {
             self.number = table.insert(held);
         }
@@ -252,7 +249,7 @@ impl BatchHold {
 
 impl Drop for BatchHold {
     fn drop(&mut self) {
-        let mut table = self.memory.holds();
+        let mut table = self.memory.0.holds.lock();
         if let Some(held) = table.holds.remove(&self.number) {
             table.remove(&held);
         }
@@ -321,7 +318,7 @@ mod tests {
         assert!(others.iter().all(|other| Arc::ptr_eq(&other.views()[0].batch, &first.views()[0].batch)));
         drop((first, others));
         assert_eq!(memory.used_bytes(), 0);
-        assert!(memory.holds().batches.is_empty() && memory.holds().holds.is_empty());
+        assert!(memory.0.holds.lock().batches.is_empty() && memory.0.holds.lock().holds.is_empty());
     }
 
     #[test]

@@ -9,8 +9,9 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
 };
+
+use parking_lot::Mutex;
 
 use super::{OpenError, reserve::Reserve};
 use crate::clock;
@@ -115,7 +116,7 @@ impl Directory {
 
     /// The metadata of the open lock file, also after it was renamed or deleted.
     pub(super) fn lock_metadata(&self) -> io::Result<fs::Metadata> {
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner).0.metadata()
+        self.lock.lock().0.metadata()
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -148,12 +149,12 @@ impl Directory {
 
     /// The marker in the lock file.
     pub(super) fn marker(&self) -> ShutdownMarker {
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+        self.lock.lock().1.clone()
     }
 
     /// Writes the marker durably. Keeps suspected damage until the next start has checked the files.
     pub(super) fn write_marker(&self, word: ShutdownMarker) -> io::Result<()> {
-        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lock = self.lock.lock();
         if matches!(lock.1, ShutdownMarker::SuspectedDamage(_)) {
             return Ok(());
         }
@@ -164,7 +165,7 @@ impl Directory {
 
     /// Writes the marker durably after the start has handled the earlier marker.
     pub(super) fn overwrite_marker(&self, word: ShutdownMarker) -> io::Result<()> {
-        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lock = self.lock.lock();
         write_marker_text(&lock.0, &word)?;
         lock.1 = word;
         Ok(())
@@ -172,7 +173,7 @@ impl Directory {
 
     /// Releases the lock before this value is dropped.
     pub(super) fn release(&self) {
-        if let Err(error) = self.lock.lock().unwrap_or_else(PoisonError::into_inner).0.unlock() {
+        if let Err(error) = self.lock.lock().0.unlock() {
             tracing::warn!(%error, "the lock of the store could not be given back");
         }
     }

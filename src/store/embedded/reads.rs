@@ -1,10 +1,8 @@
 //! Reads: a bounded number of dedicated connections, outside the runtime's worker threads.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{path::PathBuf, sync::Arc};
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
@@ -54,7 +52,7 @@ impl ReaderPool {
             let found = read(&connection);
             // A connection that met an error is not used for the next read.
             if found.is_ok() && !self.permits.is_closed() {
-                self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+                self.idle.lock().push(connection);
             }
             drop(place);
             found
@@ -65,11 +63,11 @@ impl ReaderPool {
     /// Rejects further reads and closes the connections.
     pub(super) fn close(&self) {
         self.permits.close();
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.idle.lock().clear();
     }
 
     fn connection(&self) -> Result<Connection, SqliteFault> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self.idle.lock().pop();
         idle.map_or_else(|| Ok(database::connect(&self.path, Purpose::Read)?), Ok)
     }
 }

@@ -11,10 +11,11 @@ mod script;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use redis::{
     Cmd, FromRedisValue, Pipeline, Value,
     aio::{ConnectionLike, MultiplexedConnection},
@@ -139,7 +140,7 @@ impl RedisConnection {
 
     /// The reason why there is no connection; Ok when there is one.
     pub fn health(&self) -> Result<(), String> {
-        match &*self.shared.link() {
+        match &*self.shared.link.lock() {
             ConnectionState::Up { .. } => Ok(()),
             ConnectionState::Down(down) => Err(down.why.clone()),
             ConnectionState::Closed => Err("it is closed".to_owned()),
@@ -148,7 +149,7 @@ impl RedisConnection {
 
     /// Whether the handle was closed.
     pub fn is_closed(&self) -> bool {
-        matches!(&*self.shared.link(), ConnectionState::Closed)
+        matches!(&*self.shared.link.lock(), ConnectionState::Closed)
     }
 
     /// Sends one command and waits for its reply.
@@ -245,7 +246,7 @@ impl RedisConnection {
 
     /// Closes the handle: it sends no further commands.
     pub fn close(&self) {
-        *self.shared.link() = ConnectionState::Closed;
+        *self.shared.link.lock() = ConnectionState::Closed;
     }
 
     /// The connection and its serial; dials if there is none.
@@ -262,7 +263,7 @@ impl RedisConnection {
 
     async fn dial(&self) -> Result<(DriverConnection, u64), CommandError> {
         let ConnectionShared { address, credentials, timeouts: limits, runtime, .. } = &*self.shared;
-        let serial = self.shared.link().serial() + 1;
+        let serial = self.shared.link.lock().serial() + 1;
         let lost = self.lost_callback(serial);
         let dialling = async {
             let address = credentials.resolve(address).await.map_err(|error| error.to_string())?;
@@ -309,13 +310,9 @@ impl ConnectionState {
 }
 
 impl ConnectionShared {
-    fn link(&self) -> std::sync::MutexGuard<'_, ConnectionState> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The connection; none when the caller may dial now.
     fn current(&self) -> Result<Option<(DriverConnection, u64)>, CommandError> {
-        match &*self.link() {
+        match &*self.link.lock() {
             ConnectionState::Up { driver: wire, serial } => Ok(Some((wire.clone(), *serial))),
             ConnectionState::Down(down) if down.redial_at.is_some_and(|at| clock::now() < at) => {
                 Err(CommandError::NotSent(down.why.clone()))
@@ -330,7 +327,7 @@ impl ConnectionShared {
         outcome: Result<DriverConnection, String>,
         serial: u64,
     ) -> Result<(DriverConnection, u64), CommandError> {
-        let mut link = self.link();
+        let mut link = self.link.lock();
         let failures = match &*link {
             ConnectionState::Up { .. } => 0,
             ConnectionState::Down(down) => down.failures,
@@ -351,7 +348,7 @@ impl ConnectionShared {
 
     /// Marks the connection with this serial as lost; the next command dials.
     fn mark_lost(&self, lost: u64, why: &str) {
-        let mut link = self.link();
+        let mut link = self.link.lock();
         if let ConnectionState::Up { serial, .. } = &*link
             && *serial == lost
         {

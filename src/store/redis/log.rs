@@ -5,7 +5,7 @@ mod append_path;
 mod script;
 mod transaction;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use self::{
     append::{AppendReply, AppendTarget, ENTRY_OVERHEAD, Identity, epoch_text, hex},
@@ -26,6 +26,7 @@ use crate::{
     random,
     store::{Append, AppendError, LogState, ObservedLog, Retention},
 };
+use parking_lot::Mutex;
 
 /// The number of entries that one retention step removes.
 const TRIM_SLICE: usize = 256;
@@ -148,7 +149,7 @@ impl Log {
 
     /// The reason why the last append failed; Ok when it was applied.
     pub(super) fn health(&self) -> Result<(), String> {
-        self.state().last_error.clone().map_or(Ok(()), Err)
+        self.state.lock().last_error.clone().map_or(Ok(()), Err)
     }
 
     pub(super) fn close(&self) {
@@ -156,7 +157,7 @@ impl Log {
     }
 
     pub(super) async fn append(&self, append: &Append) -> Result<(), AppendError> {
-        let identity = Identity::of(append, self.state().last);
+        let identity = Identity::of(append, self.state.lock().last);
         let place = self.prepare(append, &identity)?;
         let answer = self.path.append(append, &place, &identity).await;
         self.complete(answer, identity)
@@ -165,7 +166,7 @@ impl Log {
     /// Makes replicated entries visible to followers in other processes. If this fails, the next append does it.
     pub(super) async fn publish_high_watermark(&self) -> Result<(), CommandError> {
         let (replicated_up_to, published_up_to) = {
-            let writing = self.state();
+            let writing = self.state.lock();
             (writing.replicated_up_to, writing.published_up_to)
         };
         if self.durability == Durability::Written || replicated_up_to <= published_up_to {
@@ -174,7 +175,7 @@ impl Log {
         let arguments = [self.fence.number.to_string(), hex(self.fence.nonce), replicated_up_to.to_string()];
         let arguments = arguments.each_ref().map(String::as_bytes);
         self.path.call::<u8>(&self.scripts.publish, &arguments).await?;
-        self.state().published_up_to = replicated_up_to;
+        self.state.lock().published_up_to = replicated_up_to;
         Ok(())
     }
 
@@ -207,7 +208,7 @@ impl Log {
         if append.fence != self.fence {
             return Err(AppendError::Fenced);
         }
-        let writing = self.state();
+        let writing = self.state.lock();
         if let Some(text) = self.discontinuity(writing.last, &append.batches) {
             return Err(AppendError::Broken(text));
         }
@@ -225,7 +226,7 @@ impl Log {
     }
 
     fn complete(&self, outcome: Result<AppendReply, CommandError>, identity: Identity) -> Result<(), AppendError> {
-        let mut writing = self.state();
+        let mut writing = self.state.lock();
         match outcome {
             Ok(AppendReply::Done) => {
                 let published_up_to = writing.replicated_up_to;
@@ -284,10 +285,6 @@ impl Log {
             last = batch.last();
         }
         None
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, AppendState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,10 +1,8 @@
 //! One stream's log for readers.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use redis::cmd;
 
 use super::{
@@ -91,16 +89,16 @@ impl LogView {
 
     /// Why readers here do not get the entries.
     pub(super) fn unreadable(&self) -> Option<String> {
-        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.unreadable.lock().clone()
     }
 
     /// Marks the log as unreadable.
     pub(super) fn set_unreadable(&self, why: &str) {
-        *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+        *self.unreadable.lock() = Some(why.to_owned());
     }
 
     /// Marks the log as readable.
     pub(super) fn set_readable(&self) {
-        *self.unreadable.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.unreadable.lock() = None;
     }
 }

@@ -1,12 +1,10 @@
 //! Peers that the simulator does not provide: a proxy, a platform that never replies, and a platform with an unusual but
 //! valid upgrade reply.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::TcpStream,
@@ -40,18 +38,18 @@ impl ForwardProxy {
 
     /// Whether a request started with this text.
     pub(crate) fn was_requested(&self, start: &str) -> bool {
-        self.requests.lock().unwrap().iter().any(|request| request.starts_with(start))
+        self.requests.lock().iter().any(|request| request.starts_with(start))
     }
 
     pub(crate) fn requests(&self) -> Vec<String> {
-        self.requests.lock().unwrap().clone()
+        self.requests.lock().clone()
     }
 }
 
 async fn forward(mut client: TcpStream, platform: SocketAddr, requests: Arc<Mutex<Vec<String>>>) {
     let Some(head) = head(&mut client).await else { return };
     let first = head.lines().next().unwrap_or_default().to_owned();
-    requests.lock().unwrap().push(first.clone());
+    requests.lock().push(first.clone());
     let Ok(mut server) = TcpStream::connect(platform).await else { return };
     if first.starts_with("CONNECT ") {
         if client.write_all(b"HTTP/1.0 200 Connection established\r\n\r\n").await.is_err() {
@@ -99,21 +97,21 @@ impl SilentPlatform {
     }
 
     pub(crate) fn opened(&self) -> u64 {
-        self.counts.lock().unwrap().opened
+        self.counts.lock().opened
     }
 
     /// Number of connections that the daemon holds open.
     pub(crate) fn open(&self) -> u64 {
-        let counts = self.counts.lock().unwrap();
+        let counts = self.counts.lock();
         counts.opened - counts.closed
     }
 }
 
 async fn hold_silently(mut client: TcpStream, counts: Arc<Mutex<ConnectionCounts>>) {
-    counts.lock().unwrap().opened += 1;
+    counts.lock().opened += 1;
     let mut chunk = [0; 1024];
     while client.read(&mut chunk).await.is_ok_and(|len| len > 0) {}
-    counts.lock().unwrap().closed += 1;
+    counts.lock().closed += 1;
 }
 
 /// A platform that answers upgrades with an interim response, then with lists in its headers, and sends its first event

@@ -3,11 +3,12 @@
 use std::{
     net::Ipv4Addr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -82,7 +83,7 @@ impl RedisLink {
                     HoldMode::Replies | HoldMode::Everything => false,
                 };
                 let watched = Arc::clone(&answers);
-                let note = move |_: bool, bytes: &[u8]| watched.lock().unwrap().inspect(bytes);
+                let note = move |_: bool, bytes: &[u8]| watched.lock().inspect(bytes);
                 lanes.spawn(forward(to.0, from.1, hold.clone(), answers_are_free, note));
                 opened.fetch_add(1, Ordering::Relaxed);
             }
@@ -101,12 +102,12 @@ impl RedisLink {
 
     /// Starts to count replies that contain this word.
     pub(crate) fn watch_replies(&self, word: &str) {
-        *self.watched_reply.lock().unwrap() = WatchedReply { word: word.as_bytes().to_vec(), count: 0 };
+        *self.watched_reply.lock() = WatchedReply { word: word.as_bytes().to_vec(), count: 0 };
     }
 
     /// Number of replies with the word.
     pub(crate) fn watched_replies(&self) -> u64 {
-        self.watched_reply.lock().unwrap().count
+        self.watched_reply.lock().count
     }
 
     /// Existing connections transfer no more data, without a close.

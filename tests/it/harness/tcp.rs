@@ -2,11 +2,12 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
 use futures_util::SinkExt;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -65,18 +66,18 @@ impl TcpProxy {
 
     /// Adds `time` to every round trip.
     pub(crate) fn add_round_trip(&self, time: Duration) {
-        self.state.lock().unwrap().one_way = time / 2;
+        self.state.lock().one_way = time / 2;
     }
 
     /// Ends every connection and accepts no other.
     pub(crate) fn disconnect(&self) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         state.is_down = true;
         std::mem::take(&mut state.connections).cancel();
     }
 
     pub(crate) fn restore(&self) {
-        self.state.lock().unwrap().is_down = false;
+        self.state.lock().is_down = false;
     }
 
     /// The targets of the forwarded upgrades.
@@ -98,7 +99,7 @@ impl TcpProxy {
     }
 
     fn heads(&self) -> Vec<String> {
-        self.state.lock().unwrap().upgrades.clone()
+        self.state.lock().upgrades.clone()
     }
 }
 
@@ -124,7 +125,7 @@ where
 
 async fn carry(client: TcpStream, platform: SocketAddr, state: Arc<Mutex<TcpProxyState>>) {
     let (cut, connections) = {
-        let state = state.lock().unwrap();
+        let state = state.lock();
         (state.is_down, state.connections.clone())
     };
     if cut {
@@ -154,7 +155,7 @@ async fn pump(
             if from_client {
                 record_upgrade(state, &chunk[..len]);
             }
-            let due = clock::now() + state.lock().unwrap().one_way;
+            let due = clock::now() + state.lock().one_way;
             if sender.send((due, chunk[..len].to_vec())).await.is_err() {
                 return;
             }
@@ -175,7 +176,7 @@ async fn pump(
 fn record_upgrade(state: &Mutex<TcpProxyState>, chunk: &[u8]) {
     let text = String::from_utf8_lossy(chunk);
     if text.starts_with("GET ") && text.to_lowercase().contains("upgrade: websocket") {
-        state.lock().unwrap().upgrades.push(text.into_owned());
+        state.lock().upgrades.push(text.into_owned());
     }
 }
 
@@ -203,14 +204,14 @@ impl ForeignHost {
 
     /// The first chunk of each connection.
     pub(crate) fn received_requests(&self) -> Vec<String> {
-        self.requests.lock().unwrap().clone()
+        self.requests.lock().clone()
     }
 }
 
 async fn listen_and_answer(mut client: TcpStream, answer: Arc<str>, requests: Arc<Mutex<Vec<String>>>) {
     let mut chunk = vec![0; CHUNK_LEN];
     let Ok(len) = client.read(&mut chunk).await else { return };
-    requests.lock().unwrap().push(String::from_utf8_lossy(&chunk[..len]).into_owned());
+    requests.lock().push(String::from_utf8_lossy(&chunk[..len]).into_owned());
     drop(client.write_all(answer.as_bytes()).await);
     drop(client.shutdown().await);
 }
@@ -278,7 +279,7 @@ impl ScriptedPlatform {
 
     /// The target of each upgrade.
     pub(crate) fn targets(&self) -> Vec<String> {
-        self.targets.lock().unwrap().clone()
+        self.targets.lock().clone()
     }
 }
 
@@ -290,7 +291,7 @@ async fn follow_script(mut client: TcpStream, script: Arc<Vec<UpgradeReply>>, ta
     }
     let head = String::from_utf8(head).unwrap();
     let step = {
-        let mut targets = targets.lock().unwrap();
+        let mut targets = targets.lock();
         targets.push(head.split(' ').nth(1).unwrap().to_owned());
         script[(targets.len() - 1).min(script.len() - 1)].clone()
     };

@@ -111,13 +111,11 @@ pub(super) async fn follow_messages(relay_url: Arc<RelayUrl>, seen: Arc<Received
 /// State that the readers share with the test.
 mod shared {
     use std::{
-        sync::{
-            Mutex,
-            atomic::{AtomicU64, Ordering},
-        },
+        sync::atomic::{AtomicU64, Ordering},
         time::Duration,
     };
 
+    use parking_lot::Mutex;
     use tokio::sync::watch;
 
     use super::LogEntry;
@@ -145,7 +143,7 @@ mod shared {
 
     impl ReceivedEntries {
         pub(crate) fn push(&self, entry: LogEntry) {
-            self.0.lock().unwrap().push(entry);
+            self.0.lock().push(entry);
         }
 
         pub(crate) fn connected(&self) {
@@ -157,15 +155,15 @@ mod shared {
         }
 
         pub(crate) fn len(&self) -> usize {
-            self.0.lock().unwrap().len()
+            self.0.lock().len()
         }
 
         pub(crate) fn all(&self) -> Vec<LogEntry> {
-            self.0.lock().unwrap().clone()
+            self.0.lock().clone()
         }
 
         pub(crate) fn last_id(&self) -> Option<String> {
-            self.0.lock().unwrap().last().map(|entry| entry.id.clone())
+            self.0.lock().last().map(|entry| entry.id.clone())
         }
     }
 }

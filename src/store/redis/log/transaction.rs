@@ -6,11 +6,9 @@
 //! Small appends keep replies on from the start: their readback is short, and waiting followers get the entries
 //! earlier.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::{Cmd, FromRedisValue, Pipeline, Value};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -172,7 +170,7 @@ impl TransactionAppender {
 
     /// Replaces the watched state and returns the former one.
     fn replace(&self, now: Option<WatchedHead>) -> Option<WatchedHead> {
-        std::mem::replace(&mut *self.watched.lock().unwrap_or_else(PoisonError::into_inner), now)
+        std::mem::replace(&mut *self.watched.lock(), now)
     }
 
     /// The content of the keys; none when the connection was lost meanwhile.
