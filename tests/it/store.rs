@@ -11,7 +11,7 @@ use trunkline::{
     clock,
     model::{
         Batch, BatchBuilder, Checkpoint, ConsumerName, CursorValidity, Epoch, Event, FeedId, Fence, Mark, Offset,
-        Revocation, RevocationTarget, Source, StreamName, Timestamp,
+        Position, Revocation, RevocationTarget, Sequence, Source, StreamName, Timestamp,
     },
     store::{Append, AppendError, Retention},
 };
@@ -51,6 +51,7 @@ on_each![
     an_append_that_would_leave_a_hole_or_a_duplicate_is_rejected_as_a_whole,
     a_position_is_stored_with_and_without_entries,
     a_position_is_stored_with_its_feed,
+    an_opaque_position_is_stored_with_its_feed,
     all_entries_survive_a_close,
     streams_do_not_mix,
     a_read_is_bounded_and_starts_anywhere,
@@ -258,6 +259,29 @@ async fn a_position_is_stored_with_its_feed(fixture: StoreFixture) {
     let store = fixture.open(KEEP_ALL);
     assert_eq!(store.feed(&log.name).await.unwrap(), Some(FeedId(7)));
     assert_eq!(LogFixture::open(&store, "queues").await.state.checkpoint.unwrap().feed, Some(FeedId(7)));
+}
+
+async fn an_opaque_position_is_stored_with_its_feed(fixture: StoreFixture) {
+    let store = fixture.open(KEEP_ALL);
+    let mut log = LogFixture::open(&store, "queues").await;
+    let longest = "é".repeat(Position::LEN_MAX / 2);
+    let texts = ["77", "=77", "2026-05-04 13:31:49Z", &longest].map(|text| Position::opaque(text).unwrap());
+    let number = Position::Numbered(Sequence(77));
+    let mut stored = None;
+    for (len, position) in texts.into_iter().chain([number, Position::opaque("77").unwrap()]).enumerate() {
+        let mut append = log.next(len, clock::wall());
+        append.checkpoint.position = Some(position);
+        append.checkpoint.feed = Some(FeedId(7));
+        log.put(&append).await.unwrap();
+        assert_eq!(store.feed(&log.name).await.unwrap(), Some(FeedId(7)));
+        let state = store.claim(&log.name, Some(log.state.fence)).await.unwrap();
+        assert_found(&state.checkpoint, &append.checkpoint);
+        log = LogFixture { state, ..log };
+        stored = Some(append.checkpoint);
+    }
+    store.close().await;
+    let log = LogFixture::open(&fixture.open(KEEP_ALL), "queues").await;
+    assert_found(&log.state.checkpoint, &stored.unwrap());
 }
 
 async fn all_entries_survive_a_close(fixture: StoreFixture) {

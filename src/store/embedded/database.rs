@@ -18,16 +18,10 @@ use super::fault::SqliteFault;
 use crate::model::{Batch, EnvelopeHeader, Epoch, Lineage, Offset};
 
 /// The schema that this program writes and reads, stored in `user_version`.
-pub(super) const SCHEMA: i64 = 4;
+pub(super) const SCHEMA: i64 = SCHEMA_STEPS.len() as i64;
 
-/// The first schema, without cursors and revocations.
-pub(super) const SCHEMA_WITHOUT_RECORDS: i64 = 1;
-
-/// The second schema, without the store's identity.
-pub(super) const SCHEMA_WITHOUT_IDENTITY: i64 = 2;
-
-/// The third schema, without sinks.
-pub(super) const SCHEMA_WITHOUT_SINKS: i64 = 3;
+/// What each schema adds to the one before, from schema 1 on.
+const SCHEMA_STEPS: [&str; 5] = [TABLES, RECORD_TABLES, IDENTITY_TABLES, SINK_TABLES, POSITION_TEXT_COLUMN];
 
 const TABLES: &str = "
 CREATE TABLE stream (
@@ -107,6 +101,10 @@ CREATE TABLE dead_letter (
     PRIMARY KEY (sink, number)
 ) STRICT;
 ";
+
+/// The column that the fifth schema adds to the fourth: an opaque position. Column `position` has that of a numbered
+/// stream.
+const POSITION_TEXT_COLUMN: &str = "ALTER TABLE stream ADD COLUMN position_text TEXT;";
 
 /// Bits of a row's key that hold the offset; the stream's number is above them.
 const OFFSET_BITS: u32 = 44;
@@ -240,23 +238,14 @@ pub(super) fn schema(connection: &Connection) -> rusqlite::Result<Option<i64>> {
 
 /// Creates the tables of an empty file, all or none.
 pub(super) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
-    apply_schema(connection, &[TABLES, RECORD_TABLES, IDENTITY_TABLES, SINK_TABLES])
+    migrate(connection, 0)
 }
 
-/// Adds the tables that the schema `from` does not have.
+/// Adds what the schema `from` does not have, all or nothing.
 pub(super) fn migrate(connection: &mut Connection, from: i64) -> rusqlite::Result<()> {
-    let missing: &[&str] = match from {
-        SCHEMA_WITHOUT_RECORDS => &[RECORD_TABLES, IDENTITY_TABLES, SINK_TABLES],
-        SCHEMA_WITHOUT_IDENTITY => &[IDENTITY_TABLES, SINK_TABLES],
-        _ => &[SINK_TABLES],
-    };
-    apply_schema(connection, missing)
-}
-
-fn apply_schema(connection: &mut Connection, tables: &[&str]) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
-    for tables in tables {
-        transaction.execute_batch(tables)?;
+    for (_, step) in (0..).zip(SCHEMA_STEPS).filter(|(schema, _)| *schema >= from) {
+        transaction.execute_batch(step)?;
     }
     transaction.pragma_update(None, "user_version", SCHEMA)?;
     transaction.commit()

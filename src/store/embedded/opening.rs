@@ -153,11 +153,7 @@ fn execute(directory: &Directory, plan: OpenPlan, wal: &WalIdentity) -> Result<C
     let mut connection = database::connect(&directory.database(), Purpose::Write)?;
     match database::schema(&connection)? {
         Some(database::SCHEMA) => check(&connection, plan)?,
-        Some(
-            older @ (database::SCHEMA_WITHOUT_RECORDS
-            | database::SCHEMA_WITHOUT_IDENTITY
-            | database::SCHEMA_WITHOUT_SINKS),
-        ) => {
+        Some(older @ 1..database::SCHEMA) => {
             check(&connection, plan)?;
             database::migrate(&mut connection, older)?;
         }

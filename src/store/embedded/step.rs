@@ -165,11 +165,15 @@ impl<'a> WriteStep<'a> {
 
     fn save(&mut self, held: &StoredStream) -> Result<(), SqliteFault> {
         let checkpoint = held.checkpoint.as_ref();
-        let position = checkpoint.and_then(|checkpoint| checkpoint.position.as_ref()?.order());
+        let (number, text) = match checkpoint.and_then(|checkpoint| checkpoint.position.as_ref()) {
+            None => (None, None),
+            Some(Position::Numbered(number)) => (Some(number.0.cast_signed()), None),
+            Some(Position::Opaque(text)) => (None, Some(text.as_str())),
+        };
         let feed = checkpoint.and_then(|checkpoint| checkpoint.feed);
         let mut statement = self.transaction.prepare_cached(
             "UPDATE stream SET fence_number = ?2, fence_nonce = ?3, last = ?4, len = ?5, position = ?6, heard_at = ?7,
-             damaged = ?8, feed = ?9 WHERE number = ?1",
+             damaged = ?8, feed = ?9, position_text = ?10 WHERE number = ?1",
         )?;
         statement.execute(params![
             held.number,
@@ -177,10 +181,11 @@ impl<'a> WriteStep<'a> {
             held.fence.nonce.to_le_bytes(),
             held.last.0.cast_signed(),
             held.len.cast_signed(),
-            position.map(|position| position.0.cast_signed()),
+            number,
             checkpoint.map(|checkpoint| checkpoint.last_received_at.0),
             held.damaged,
             feed.map(|feed| feed.0.cast_signed()),
+            text,
         ])?;
         self.wal_bytes += APPEND_OVERHEAD;
         Ok(())
@@ -231,8 +236,8 @@ fn discontinuity(held: &StoredStream, append: &Append) -> Option<String> {
 
 pub(super) fn load(connection: &Connection, stream: &StreamName) -> Result<Option<StoredStream>, SqliteFault> {
     let mut statement = connection.prepare(
-        "SELECT number, epoch, fence_number, fence_nonce, last, len, position, heard_at, damaged, feed, earlier
-         FROM stream WHERE name = ?1",
+        "SELECT number, epoch, fence_number, fence_nonce, last, len, position, heard_at, damaged, feed, earlier,
+         position_text FROM stream WHERE name = ?1",
     )?;
     let found = statement.query_row([stream.as_str()], |row| Ok(read_stream(row))).optional()?;
     let Some(mut held) = found.transpose()? else { return Ok(None) };
@@ -240,8 +245,16 @@ pub(super) fn load(connection: &Connection, stream: &StreamName) -> Result<Optio
     Ok(Some(held))
 }
 
+/// The position of a stream's row. A text that no position can have is damage.
+fn read_position(row: &Row<'_>) -> Result<Option<Position>, SqliteFault> {
+    let number = row.get::<_, Option<i64>>(6)?.map(|number| Position::Numbered(Sequence(number.cast_unsigned())));
+    let Some(text) = row.get::<_, Option<String>>(11)? else { return Ok(number) };
+    let damaged = || SqliteFault::Damaged("the position of a stream is not what was written".to_owned());
+    Position::opaque(&text).map(Some).ok_or_else(damaged)
+}
+
 fn read_stream(row: &Row<'_>) -> Result<StoredStream, SqliteFault> {
-    let position = row.get::<_, Option<i64>>(6)?.map(|position| Position::Numbered(Sequence(position.cast_unsigned())));
+    let position = read_position(row)?;
     let heard_at = row.get::<_, Option<i64>>(7)?.map(Timestamp);
     let feed = row.get::<_, Option<i64>>(9)?.map(|feed| FeedId(feed.cast_unsigned()));
     Ok(StoredStream {

@@ -438,8 +438,12 @@ async fn a_false_suspicion_of_damage_costs_nothing() {
 /// Earlier schemas without an identity, each with the SQL that removes the tables it does not have.
 const EARLIER: [(i64, &str); 2] = [(1, "DROP TABLE cursor; DROP TABLE revocation"), (2, "")];
 
-/// Removes the tables of the fourth schema.
-const WITHOUT_SINKS: &str = "DROP TABLE sink; DROP TABLE sink_cursor; DROP TABLE dead_letter";
+/// Removes the additions of the fifth schema.
+const WITHOUT_POSITION_TEXT: &str = "ALTER TABLE stream DROP COLUMN position_text";
+
+/// Removes the additions of the fourth schema and of the fifth.
+const WITHOUT_SINKS: &str = "DROP TABLE sink; DROP TABLE sink_cursor; DROP TABLE dead_letter;
+     ALTER TABLE stream DROP COLUMN position_text";
 
 /// Removes the additions of the third schema.
 const WITHOUT_IDENTITY: &str =
@@ -476,23 +480,29 @@ async fn an_earlier_schema_is_migrated_and_starts_an_epoch() {
 }
 
 #[tokio::test]
-async fn a_schema_without_sinks_is_migrated_and_keeps_its_epoch() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path(), RETAIN_ALL).unwrap();
-    let mut former = StreamFixture::open(&store, "queues").await;
-    former.append(3).await.unwrap();
-    store.close().await;
-    let database = rusqlite::Connection::open(directory.path().join(DATABASE)).unwrap();
-    database.execute_batch(&format!("{WITHOUT_SINKS}; PRAGMA user_version = 3")).unwrap();
-    drop(database);
-    for _ in 0..2 {
+async fn a_schema_with_an_identity_is_migrated_and_keeps_its_epoch() {
+    for (schema, harm) in [(3, WITHOUT_SINKS), (4, WITHOUT_POSITION_TEXT)] {
+        let directory = tempfile::tempdir().unwrap();
         let store = open(directory.path(), RETAIN_ALL).unwrap();
-        let log = StreamFixture::open(&store, "queues").await;
-        assert_eq!((log.state.last, log.epoch()), (Offset(3), former.epoch()));
-        assert!(store.dead_letters(&"webhook".parse().unwrap(), 0, 1).await.unwrap().is_empty());
+        let mut former = StreamFixture::open(&store, "queues").await;
+        former.append(3).await.unwrap();
         store.close().await;
+        let database = rusqlite::Connection::open(directory.path().join(DATABASE)).unwrap();
+        database.execute_batch(&format!("{harm}; PRAGMA user_version = {schema}")).unwrap();
+        drop(database);
+        let opaque = Checkpoint { position: Position::opaque("cursor"), ..checkpoint(3) };
+        for stored in [checkpoint(3), opaque.clone()] {
+            let store = open(directory.path(), RETAIN_ALL).unwrap();
+            let log = StreamFixture::open(&store, "queues").await;
+            assert_eq!((log.state.last, log.epoch()), (Offset(3), former.epoch()), "schema {schema}");
+            assert_eq!(log.state.checkpoint.as_ref(), Some(&stored), "schema {schema}");
+            assert!(store.dead_letters(&"webhook".parse().unwrap(), 0, 1).await.unwrap().is_empty());
+            let append = Append { checkpoint: opaque.clone(), ..next(&log.name, &log.state, 0, 0, Timestamp(0)) };
+            store.append(append).await.unwrap();
+            store.close().await;
+        }
+        assert_eq!(quarantined_count(directory.path()), 0);
     }
-    assert_eq!(quarantined_count(directory.path()), 0);
 }
 
 #[tokio::test]

@@ -117,12 +117,7 @@ fn checkpoint(
     skew: &ClockSkew,
 ) -> Result<Option<Checkpoint>, MalformedField> {
     let feed = feed_of(feed, position);
-    let position = match position {
-        "" => None,
-        digits => {
-            Some(Position::Numbered(Sequence(digits.parse().map_err(|_| MalformedField::new("position", digits))?)))
-        }
-    };
+    let position = parse_position(position)?;
     match heard_at {
         "" => Ok(None),
         millis => {
@@ -132,12 +127,33 @@ fn checkpoint(
     }
 }
 
+/// In front of an opaque position. A position of digits alone is a number.
+const OPAQUE_MARK: char = '=';
+
+/// A position in the format of the head; empty if there is none.
+pub(super) fn position_text(position: Option<&Position>) -> String {
+    match position {
+        None => String::new(),
+        Some(Position::Numbered(number)) => number.to_string(),
+        Some(Position::Opaque(text)) => format!("{OPAQUE_MARK}{}", text.as_str()),
+    }
+}
+
+fn parse_position(text: &str) -> Result<Option<Position>, MalformedField> {
+    let position = match text.strip_prefix(OPAQUE_MARK) {
+        None if text.is_empty() => return Ok(None),
+        None => text.parse().ok().map(|number| Position::Numbered(Sequence(number))),
+        Some(opaque) => Position::opaque(opaque),
+    };
+    position.map(Some).ok_or_else(|| MalformedField::new("position", text))
+}
+
 /// The feed of this position. None if an earlier version has moved the position since, because it does not update the
 /// feed.
 pub(super) fn feed_of(text: &str, position: &str) -> Option<FeedId> {
-    let mut words = text.split(' ');
-    let feed = words.next().and_then(FeedId::parse)?;
-    (words.next() == Some(position)).then_some(feed)
+    let (feed, moved_to) = text.split_once(' ')?;
+    let rest = moved_to.strip_prefix(position)?;
+    FeedId::parse(feed).filter(|_| rest.is_empty() || rest.starts_with(' '))
 }
 
 fn first_of(text: &str, last: Offset) -> Result<Offset, MalformedField> {
@@ -204,8 +220,24 @@ mod tests {
             ("", "77", None),
             ("", "", None),
             ("a feed 77", "77", None),
+            ("000000000000002a =a b", "=a b", feed),
+            ("000000000000002a =a b", "77", None),
         ] {
             assert_eq!(feed_of(text, position), expected, "{text} {position}");
+        }
+    }
+
+    #[test]
+    fn an_opaque_position_is_never_a_number() {
+        let number = Position::Numbered(Sequence(u64::MAX));
+        let opaque = ["77", "=77", "2026-05-04 13:31:49Z"].map(|text| Position::opaque(text).unwrap());
+        for position in opaque.into_iter().chain([number]) {
+            let text = position_text(Some(&position));
+            assert_eq!(parse_position(&text).unwrap(), Some(position), "{text}");
+        }
+        assert_eq!((position_text(None), parse_position("")), (String::new(), Ok(None)));
+        for malformed in ["=", "seven", "-7", &format!("={}", "x".repeat(Position::LEN_MAX + 1))] {
+            assert!(parse_position(malformed).is_err(), "{malformed}");
         }
     }
 

@@ -5,8 +5,11 @@ use std::{sync::Arc, time::Duration};
 use redis::{Cmd, Value, cmd};
 
 use crate::{
-    model::{Batch, Checkpoint, Epoch, Fence, Offset, Position, Timestamp},
-    store::{Append, redis::connection::CommandError},
+    model::{Batch, Checkpoint, Epoch, Fence, Offset, Timestamp},
+    store::{
+        Append,
+        redis::{connection::CommandError, head::position_text},
+    },
 };
 
 /// The overhead per entry in bytes, added to its envelope.
@@ -63,7 +66,7 @@ impl Identity {
 
     /// The position in the head's format; empty if there is none.
     pub(super) fn position(&self) -> String {
-        self.checkpoint.position.as_ref().map(Position::to_string).unwrap_or_default()
+        position_text(self.checkpoint.position.as_ref())
     }
 
     /// The feed and its position in the head's format. An earlier version updates only the position, and then the two

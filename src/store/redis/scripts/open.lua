@@ -6,6 +6,8 @@
 -- server became primary or this one was restarted, the caller has read more, or the log and its head disagree.
 local head, log = KEYS[1], KEYS[2]
 local EARLIER_LEN_MAX = 1024
+-- The longest position: an opaque text behind a mark.
+local POSITION_LEN_MAX = 1025
 -- One of this number of newest entries has the platform's sequence number.
 local NUMBERED_WITHIN = 64
 local replid = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
@@ -30,7 +32,7 @@ end
 if odd(held[7], 16, '^-?%d+$') then
   return {'field', 'heard_at', held[7]}
 end
-if odd(held[6], 20, '^%d*$') then
+if odd(held[6], 20, '^%d*$') and odd(held[6], POSITION_LEN_MAX, '^=.') then
   return {'field', 'position', held[6]}
 end
 if odd(held[11], 16, '^-?%d+$') then
