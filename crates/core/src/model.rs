@@ -6,6 +6,7 @@ mod delivery;
 mod envelope;
 mod event;
 mod feed;
+mod grant;
 mod name;
 mod position;
 mod revocation;
@@ -21,6 +22,9 @@ pub use delivery::{OverflowPolicy, Rotation};
 pub use envelope::{BatchBuilder, EnvelopeHeader, Source};
 pub use event::{Body, Event, Gap, GapReason};
 pub use feed::{FeedId, stable_hash};
+pub use grant::{
+    ClaimError, ClaimRules, ConsumerGrant, StreamPattern, StreamPatternError, Subject, SubjectError, TOKEN_LEEWAY,
+};
 pub use name::{AccountName, ConsumerName, NameError, StreamName};
 pub use position::{Position, PositionText};
 pub use revocation::{Revocation, RevocationTarget};
