@@ -455,7 +455,7 @@ fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, 
         return (None, BTreeMap::new());
     };
     let me = ReplicaId(random::u64());
-    let standby = config.streams.iter().filter(|(_, stream)| stream.standby).map(|(name, _)| name.clone());
+    let standby = config.streams.iter().filter(|(_, stream)| stream.keys.standby).map(|(name, _)| name.clone());
     let settings = lease::Settings {
         me,
         streams: config.streams.keys().cloned().collect(),
@@ -525,15 +525,15 @@ fn stream_settings(
         stream: name.clone(),
         account: from.account.clone(),
         network: network.clone(),
-        frame_max: from.frame_max,
+        frame_max: from.keys.frame_max,
         rules: stream::Settings {
             feed: from.connector.feed(&api_url),
             connector: from.connector.clone(),
-            rotation: from.rotation,
-            rotation_jitter: from.rotation_jitter,
-            retention: from.retention,
-            buffer: from.buffer,
-            buffer_bytes: from.buffer_bytes,
+            rotation: from.keys.rotation,
+            rotation_jitter: from.keys.rotation_jitter,
+            retention: from.keys.retention,
+            buffer: from.keys.buffer,
+            buffer_bytes: from.keys.buffer_bytes,
             append_max: match &config.store.kind {
                 config::StoreBackend::Embedded => embedded::APPEND_MAX,
                 config::StoreBackend::Redis(_) => redis::APPEND_MAX,
@@ -541,11 +541,11 @@ fn stream_settings(
             overflow: from.overflow,
             timeouts: Timeouts {
                 connect: CONNECT_MAX,
-                silence: from.silence_max,
-                frame: from.frame_time_max,
+                silence: from.keys.silence_max,
+                frame: from.keys.frame_time_max,
                 close: CLOSE_TIMEOUT,
             },
-            backoff: from.backoff,
+            backoff: from.keys.backoff,
         },
         api_url,
     }

@@ -1,6 +1,6 @@
 //! The configuration: reads files and environment, and returns one checked value or all errors at once.
 //!
-//! `shape` defines the keys, `source` reads and merges the files, `walk` checks each value against the schema, `check`
+//! `shape` defines the keys, `stream` those of a stream with its connector; `source` reads and merges the files, `walk` checks each value against the schema, `check`
 //! checks keys against each other, `resolve` fills in the rest. An unknown key, a key without effect and a key of a
 //! later version are errors. Messages never contain a secret.
 
@@ -21,6 +21,7 @@ mod secrets;
 mod shape;
 mod show;
 mod source;
+mod stream;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -33,11 +34,9 @@ use config::Value;
 
 use crate::{
     auth,
-    connector::Connector,
     listener::IpNetwork,
-    model::{AccountName, OverflowPolicy, Rotation, SecretRef, StreamName},
+    model::{AccountName, SecretRef, StreamName},
     network,
-    protocol::backoff,
     store::{
         Retention,
         redis::{Credentials, Durability, address::Address},
@@ -49,6 +48,7 @@ pub use host_check::check_host;
 pub use schema::schema;
 pub use shape::PlatformKind;
 pub use source::Environment;
+pub use stream::{StreamConfig, StreamKeys};
 
 use finding::KeyPath;
 use shape::File;
@@ -133,32 +133,6 @@ pub struct AccountConfig {
     pub auth: auth::Settings,
     /// Proxies and TLS of its connections.
     pub network: network::Settings,
-}
-
-/// One upstream feed.
-#[derive(Debug, Clone)]
-pub struct StreamConfig {
-    pub account: AccountName,
-    pub connector: Connector,
-    pub rotation: Rotation,
-    /// The maximum random delay before a planned rotation.
-    pub rotation_jitter: Duration,
-    /// How long the platform can replay events.
-    pub retention: Duration,
-    /// The maximum number of events that wait for the store.
-    pub buffer: usize,
-    /// The maximum bytes of events that wait for the store.
-    pub buffer_bytes: usize,
-    pub overflow: OverflowPolicy,
-    /// A socket without data for longer is considered dead.
-    pub silence_max: Duration,
-    pub backoff: backoff::Settings,
-    /// The maximum length of a frame in bytes.
-    pub frame_max: usize,
-    /// The longest time from the first byte of a frame to its last. The file has no key for it.
-    pub frame_time_max: Duration,
-    /// Whether a second replica keeps a session open.
-    pub standby: bool,
 }
 
 /// Reads the files and checks them, including their secrets. Later files override earlier ones, and the environment

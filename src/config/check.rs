@@ -3,26 +3,23 @@
 //! `walk` has checked each single value. The tree, not the struct, shows whether a key is set: an invalid value must
 //! not also be reported as missing.
 
-use config::Value;
+use config::{Value, ValueKind};
 use reqwest::Url;
 
 use crate::{
-    connector::{
-        AccountContext, CheckContext, SettingFinding, SettingKey, Severity, genesys_notifications, genesys_sequenced,
-    },
-    model::nearest,
+    connector::{AccountContext, CheckContext, Connector, DialectKeys, SettingFinding, SettingKey, Severity},
+    model::{Span, nearest},
     network::proxy::is_loopback,
 };
 
 use super::{
-    finding::{Finding, KeyPath},
-    keys::{CONNECTOR_KEYS, GRANT_KEYS, RelevantKeys, STORE_KEYS},
+    finding::{Finding, KeyPath, SourceLocation},
+    keys::{GRANT_KEYS, RelevantKeys, STORE_KEYS},
     listen::ListenAddress,
     logins,
-    shape::{
-        AccountSection, ConnectorName, File, GrantKind, PlatformKind, StoreKind, StoreSection, StoreUrl, StreamSection,
-    },
+    shape::{AccountSection, File, GrantKind, PlatformKind, StoreKind, StoreSection, StoreUrl},
     source::{child, find, location_of, table},
+    stream::StreamSection,
 };
 
 /// The results of the checks between keys.
@@ -126,7 +123,7 @@ impl ConfigCheck<'_> {
     }
 
     /// Reports keys that have no effect with this choice, and missing keys that it requires.
-    fn keys(&mut self, path: &KeyPath, all: &[&str], own: &RelevantKeys, choice: &str) {
+    fn keys(&mut self, path: &KeyPath, all: &[&str], own: &RelevantKeys<'_>, choice: &str) {
         for key in all.iter().filter(|key| !own.contains(key)) {
             if self.is_set(&path.join(key)) {
                 self.add_mistake(path.join(key), format!("has no effect with {choice}; remove it"));
@@ -175,67 +172,93 @@ impl ConfigCheck<'_> {
     }
 
     fn stream(&mut self, path: &KeyPath, stream: &StreamSection, file: &File) {
-        self.account_of(path, stream);
-        let choice = format!("connector {}", stream.connector.name());
-        self.keys(path, &CONNECTOR_KEYS, &stream.connector.keys(), &choice);
-        if let Some((key, text)) = stream.backoff.mistake() {
+        self.account_of(path, &stream.head.account);
+        self.connector_keys(path, stream.dialect);
+        if let Some((key, text)) = stream.keys.backoff.mistake() {
             self.add_mistake(path.join("backoff").join(key), text);
         }
-        let account =
-            file.accounts.iter().find(|(name, _)| name.as_str() == stream.account).map(|(_, account)| account);
+        let named = |name: &str| name == stream.head.account;
+        let account = file.accounts.iter().find(|(name, _)| named(name.as_str())).map(|(_, account)| account);
         self.connector(path, stream, account);
-        if stream.standby && file.store.kind == StoreKind::Embedded {
+        if stream.keys.standby && file.store.kind == StoreKind::Embedded {
             let text =
                 "has no effect with store kind embedded: a standby is another replica, and replicas need a Redis";
             self.add_ineffective(path.join("standby"), text);
         }
         let insecure = account.is_none_or(|account| account.insecure);
-        for (key, url) in [("url", &stream.url), ("snapshot_url", &stream.snapshot_url)] {
-            self.transport(path.join(key), url.as_deref(), insecure);
+        let settings = stream.connector.settings();
+        let is_url = |schema: &serde_json::Value| matches!(schema["format"].as_str(), Some("ws-url" | "http-url"));
+        for (key, _) in stream.dialect.keys().filter(|(_, schema)| is_url(schema)) {
+            self.transport(path.join(key), settings[key].as_str(), insecure);
         }
     }
 
-    fn account_of(&mut self, path: &KeyPath, stream: &StreamSection) {
+    fn connector_keys(&mut self, path: &KeyPath, dialect: &DialectKeys) {
+        let keys = |dialect: &'static DialectKeys| dialect.keys().map(|(key, _)| key);
+        let all: Vec<_> = Connector::dialects().iter().flat_map(keys).collect();
+        let (accepted, required) = (dialect.keys().map(|(key, _)| key), dialect.required());
+        let (accepted, required): (Vec<_>, Vec<_>) = (accepted.collect(), required.collect());
+        let own = RelevantKeys { required: &required, accepted: &accepted };
+        self.keys(path, &all, &own, &format!("connector {}", dialect.name));
+    }
+
+    fn account_of(&mut self, path: &KeyPath, name: &str) {
         let accounts = child(self.tree, "accounts").and_then(table);
-        if accounts.is_some_and(|accounts| accounts.contains_key(&stream.account)) {
+        if accounts.is_some_and(|accounts| accounts.contains_key(name)) {
             return;
         }
         let mut known: Vec<_> = accounts.into_iter().flat_map(|accounts| accounts.keys().map(String::as_str)).collect();
         known.sort_unstable();
-        let hint = match nearest(&stream.account, known.iter().copied()) {
+        let hint = match nearest(name, known.iter().copied()) {
             Some(near) => format!("; did you mean {near:?}?"),
             None if known.is_empty() => "; no account is configured".to_owned(),
             None => format!("; known: {}", known.join(", ")),
         };
-        self.add_mistake(path.join("account"), format!("unknown account {:?}{hint}", stream.account));
+        self.add_mistake(path.join("account"), format!("unknown account {name:?}{hint}"));
     }
 
     /// The checks of the connector itself.
     fn connector(&mut self, path: &KeyPath, stream: &StreamSection, account: Option<&AccountSection>) {
+        let parameters = query_parameters(stream.connector.socket_url());
         let context = CheckContext {
-            silence_max: stream.silence_max,
-            retention: stream.retention,
+            silence_max: Span(stream.keys.silence_max),
+            retention: Span(stream.keys.retention),
+            parameters: &parameters,
             account: account.map(|account| AccountContext {
                 has_region: account.region.is_some(),
                 lacks_api_url: account.platform == PlatformKind::Generic && account.api_url.is_none(),
             }),
         };
-        let findings = match stream.connector {
-            ConnectorName::GenesysNotifications => genesys_notifications::check(stream.topics.as_deref(), &context),
-            ConnectorName::GenesysSequenced => {
-                genesys_sequenced::check(&query_parameters(stream.url.as_deref()), &context)
-            }
+        let is_absent = |finding: &SettingFinding| match finding.key {
+            SettingKey::Stream(key) => stream.absent.contains(&key),
+            SettingKey::StreamItem(..) | SettingKey::Account(_) => false,
         };
-        for SettingFinding { key, severity, text } in findings {
-            let path = match key {
-                SettingKey::Stream(key) => path.join(key),
-                SettingKey::Account(key) => KeyPath::of(&["accounts", &stream.account, key]),
-            };
-            match severity {
-                Severity::Mistake => self.add_mistake(path, text),
-                Severity::Ineffective => self.add_ineffective(path, text),
-            }
+        let findings = stream.connector.check(&context);
+        for finding in findings.into_iter().filter(|finding| !is_absent(finding)) {
+            self.add_of_connector(path, &stream.head.account, finding);
         }
+    }
+
+    fn add_of_connector(&mut self, stream: &KeyPath, account: &str, finding: SettingFinding) {
+        let SettingFinding { key, severity, text } = finding;
+        let (location, path, text) = match key {
+            SettingKey::Stream(key) => (None, stream.join(key), text),
+            SettingKey::StreamItem(key, index) => {
+                let path = stream.join(key);
+                (self.item_location(&path, index), path, format!("item {}: {text}", index + 1))
+            }
+            SettingKey::Account(key) => (None, KeyPath::of(&["accounts", account, key]), text),
+        };
+        let finding = Finding::new(location.or_else(|| location_of(self.tree, &path)), path, text);
+        match severity {
+            Severity::Mistake => self.findings.mistakes.push(finding),
+            Severity::Ineffective => self.findings.ineffective.push(finding),
+        }
+    }
+
+    fn item_location(&self, path: &KeyPath, index: usize) -> Option<SourceLocation> {
+        let ValueKind::Array(items) = &find(self.tree, path)?.kind else { return None };
+        SourceLocation::of(items.get(index)?)
     }
 }
 

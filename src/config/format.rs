@@ -1,4 +1,4 @@
-//! Formats of single strings: addresses, URLs, origins, domains, topics.
+//! Formats of single strings: addresses, URLs, origins, domains.
 //!
 //! Messages never contain a string that may hold a password.
 
@@ -10,9 +10,6 @@ use crate::{
     network::proxy::{self, Proxy},
     store::redis::address::Address,
 };
-
-/// Genesys Cloud rejects longer topics.
-const TOPIC_LEN_MAX: usize = 200;
 
 /// The prefix is part of every Redis key.
 const PREFIX_LEN_MAX: usize = 64;
@@ -27,7 +24,6 @@ pub(super) fn validate(format: &str, text: &str) -> Result<(), String> {
         "ws-url" => url(text, ["ws", "wss"]),
         "origin" => origin(text),
         "domain" => domain(text),
-        "topic" => topic(text),
         "redis-url" => text.parse::<Address>().map(drop).map_err(|error| error.to_string()),
         "prefix" => prefix(text),
         "proxy-url" => proxy(text),
@@ -80,24 +76,6 @@ fn domain(text: &str) -> Result<(), String> {
     Err(format!("expected a domain such as \"mypurecloud.com\" or \"usw2.pure.cloud\", found {text:?}"))
 }
 
-fn topic(text: &str) -> Result<(), String> {
-    if text.len() > TOPIC_LEN_MAX {
-        return Err(format!("a topic has at most {TOPIC_LEN_MAX} characters, this one {}", text.len()));
-    }
-    if text.contains(['{', '}']) {
-        return Err(format!("{text:?} contains a placeholder; write an id, or * for all ids"));
-    }
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'*' | b'?' | b'&');
-    if !text.starts_with("v2.") || !text.bytes().all(allowed) || text.split('.').any(str::is_empty) {
-        return Err(format!("expected a topic such as \"v2.analytics.queues.*.observations\", found {text:?}"));
-    }
-    let whole = |part: &str| part == "*" || part.starts_with("*?") || !part.contains('*');
-    if !text.split('.').all(whole) {
-        return Err(format!("{text:?}: * must replace a whole id between two dots"));
-    }
-    Ok(())
-}
-
 fn proxy(text: &str) -> Result<(), String> {
     match text == proxy::NO_PROXY {
         true => Ok(()),
@@ -148,14 +126,12 @@ mod tests {
             ("ws-url", "ws://127.0.0.1:1/x?y=z"),
             ("origin", "http://localhost:3000"),
             ("domain", "usw2.pure.cloud"),
-            ("topic", "v2.users.*?presence&routingStatus"),
             ("redis-url", "rediss+sentinel://u:p@a,b:5/main"),
             ("prefix", "acme:trunkline"),
             ("proxy-url", "http://user:pass@proxy.test:3128"),
             ("proxy-url", "none"),
             ("proxy-exception", "10.0.0.0/8"),
             ("proxy-exception", ".corp.test"),
-            ("topic", "v2.detail.events.conversation.2f7bf00a-0fc2.acd.end"),
         ] {
             assert_eq!(validate(format, good), Ok(()), "{format} {good}");
         }
@@ -175,10 +151,6 @@ mod tests {
             ("origin", "*"),
             ("domain", "us_east_1"),
             ("domain", "https://mypurecloud.com"),
-            ("topic", "v2.users.{id}.presence"),
-            ("topic", "users.presence"),
-            ("topic", "v2.users..presence"),
-            ("topic", "v2.users.a*.presence"),
             ("redis-url", "redis://:secret@a:x"),
             ("redis-url", "secret"),
             ("prefix", "{a}"),

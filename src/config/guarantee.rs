@@ -42,11 +42,11 @@ impl StreamConfig {
     /// The guarantees that the platform and the settings of this stream allow.
     pub fn guarantee(&self) -> Guarantee {
         self.connector.guarantee(&DeliveryTerms {
-            rotation: self.rotation,
+            rotation: self.keys.rotation,
             overflow: self.overflow,
-            retention: self.retention,
-            buffer: self.buffer,
-            buffer_bytes: Size(self.buffer_bytes as u64),
+            retention: self.keys.retention,
+            buffer: self.keys.buffer,
+            buffer_bytes: Size(self.keys.buffer_bytes as u64),
         })
     }
 }

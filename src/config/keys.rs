@@ -1,18 +1,17 @@
-//! Which keys belong to which grant, connector and kind of store. A key without effect is an error.
+//! Which keys belong to which grant and kind of store. A key without effect is an error.
 
-use super::shape::{ConnectorName, GrantKind, StoreKind};
-use crate::connector::{SettingKeys, genesys_notifications, genesys_sequenced};
+use super::shape::{GrantKind, StoreKind};
 
 /// The keys of one choice, without those that all choices have.
 #[derive(Debug)]
-pub(super) struct RelevantKeys {
+pub(super) struct RelevantKeys<'a> {
     /// Required keys.
-    pub(super) required: &'static [&'static str],
+    pub(super) required: &'a [&'a str],
     /// Optional keys.
-    pub(super) accepted: &'static [&'static str],
+    pub(super) accepted: &'a [&'a str],
 }
 
-impl RelevantKeys {
+impl RelevantKeys<'_> {
     pub(super) fn contains(&self, key: &str) -> bool {
         self.required.contains(&key) || self.accepted.contains(&key)
     }
@@ -21,9 +20,6 @@ impl RelevantKeys {
 /// All keys that depend on the grant.
 pub(super) const GRANT_KEYS: [&str; 6] =
     ["client_auth", "client_id", "client_secret", "scope", "refresh_token", "token"];
-
-/// All keys that depend on the connector.
-pub(super) const CONNECTOR_KEYS: [&str; 6] = ["topics", "channel_life", "discovery", "url", "auth", "snapshot_url"];
 
 impl GrantKind {
     /// The value in the file.
@@ -35,7 +31,7 @@ impl GrantKind {
         }
     }
 
-    pub(super) fn keys(self) -> RelevantKeys {
+    pub(super) fn keys(self) -> RelevantKeys<'static> {
         match self {
             Self::ClientCredentials => {
                 RelevantKeys { required: &["client_id", "client_secret"], accepted: &["client_auth", "scope"] }
@@ -73,28 +69,10 @@ impl StoreKind {
         }
     }
 
-    pub(super) fn keys(self) -> RelevantKeys {
+    pub(super) fn keys(self) -> RelevantKeys<'static> {
         match self {
             Self::Embedded => RelevantKeys { required: &[], accepted: &[] },
             Self::Redis => RelevantKeys { required: &["url"], accepted: &STORE_KEYS },
         }
-    }
-}
-
-impl ConnectorName {
-    /// The value in the file.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::GenesysNotifications => genesys_notifications::NAME,
-            Self::GenesysSequenced => genesys_sequenced::NAME,
-        }
-    }
-
-    pub(super) fn keys(self) -> RelevantKeys {
-        let SettingKeys { required, optional } = match self {
-            Self::GenesysNotifications => genesys_notifications::KEYS,
-            Self::GenesysSequenced => genesys_sequenced::KEYS,
-        };
-        RelevantKeys { required, accepted: optional }
     }
 }

@@ -2,23 +2,21 @@
 //!
 //! It reports no errors: the checks ran before.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use crate::{
     auth,
-    connector::{Connector, genesys_notifications, genesys_sequenced},
-    model::{AccountName, OverflowPolicy, SecretRef},
+    model::{AccountName, SecretRef},
     network,
 };
 
 use super::{
     AccountConfig, AdminConfig, Config, Environment, HttpConfig, RedisConfig, StoreBackend, StoreConfig, StreamConfig,
     logins, proxies,
-    shape::{self, ConnectorName, File, GrantKind},
+    shape::{self, File, GrantKind},
+    stream::StreamSection,
 };
 
-/// The longest time from the first byte of a frame to its last. No platform needs another value.
-const FRAME_TIME_MAX: Duration = Duration::from_secs(30);
 /// Rotated refresh tokens are stored next to the log, because both must survive a restart.
 const VAULT_DIRECTORY: &str = "vault";
 
@@ -35,10 +33,7 @@ pub(super) fn fill_defaults(file: &mut File) {
         }
     }
     for stream in file.streams.values_mut() {
-        stream.overflow.get_or_insert(match stream.connector {
-            ConnectorName::GenesysNotifications => OverflowPolicy::DropOldest,
-            ConnectorName::GenesysSequenced => OverflowPolicy::Backpressure,
-        });
+        stream.head.overflow.get_or_insert(stream.connector.overflow_default());
     }
 }
 
@@ -130,36 +125,11 @@ fn grant(from: &shape::AccountSection) -> auth::Grant {
     }
 }
 
-fn stream(from: &shape::StreamSection) -> StreamConfig {
+fn stream(from: &StreamSection) -> StreamConfig {
     StreamConfig {
-        account: from.account.parse().expect("the checks require an existing account"),
-        connector: connector(from),
-        rotation: from.rotation,
-        rotation_jitter: from.rotation_jitter.0,
-        retention: from.retention.0,
-        buffer: usize::try_from(from.buffer).expect("the schema bounds it"),
-        buffer_bytes: usize::try_from(from.buffer_bytes.0).expect("the schema bounds it"),
-        overflow: from.overflow.expect("fill_defaults has set it"),
-        silence_max: from.silence_max.0,
-        backoff: from.backoff,
-        frame_max: usize::try_from(from.frame_max.0).expect("the schema bounds it"),
-        frame_time_max: FRAME_TIME_MAX,
-        standby: from.standby,
-    }
-}
-
-fn connector(from: &shape::StreamSection) -> Connector {
-    let required = "the checks require the keys of a connector";
-    match from.connector {
-        ConnectorName::GenesysNotifications => Connector::Notifications(genesys_notifications::Settings {
-            topics: from.topics.clone().expect(required),
-            channel_life: from.channel_life.0,
-            discovery: from.discovery.0,
-        }),
-        ConnectorName::GenesysSequenced => Connector::Sequenced(genesys_sequenced::Settings {
-            url: from.url.clone().expect(required),
-            placement: from.auth,
-            snapshot_url: from.snapshot_url.clone(),
-        }),
+        account: from.head.account.parse().expect("the checks require an existing account"),
+        connector: from.connector.clone(),
+        overflow: from.head.overflow.expect("fill_defaults has set it"),
+        keys: from.keys.clone(),
     }
 }

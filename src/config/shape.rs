@@ -15,12 +15,10 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::listen::ListenAddress;
+use super::{listen::ListenAddress, stream::StreamSection};
 use crate::{
     auth::ClientAuth,
-    connector::genesys_sequenced::Placement,
-    model::{AccountName, OverflowPolicy, Rotation, SecretRef, Size, Span, StreamName},
-    protocol::backoff,
+    model::{AccountName, SecretRef, Span, StreamName},
     store::{Retention, redis::Durability},
 };
 
@@ -268,95 +266,6 @@ pub(crate) enum GrantKind {
     Static,
 }
 
-/// One upstream feed.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(extend("x-not-yet" = [
-    "state_key", "redact", "keep_undecoded", "lanes", "channels_max", "deployment_id", "origin", "api_url", "authenticated",
-    "station_id", "station_phone_number", "session_id", "api_version", "poll_timeout", "resources", "poll_interval",
-    "user_id", "endpoint", "credential", "renewal", "liveness", "resume", "subscribe", "retire", "decode"
-]))]
-pub(crate) struct StreamSection {
-    /// The account of the stream: a NAME of `[accounts.NAME]`.
-    pub account: String,
-    /// The protocol of this feed.
-    pub connector: ConnectorName,
-    /// Topics, at most 1,000. `*` in place of an id stands for all queues or users. Required by
-    /// `genesys-notifications`; not allowed with other connectors.
-    #[schemars(length(max = 1000), extend("items" = { "type": "string", "format": "topic" }))]
-    pub topics: Option<Vec<String>>,
-    /// The lifetime of a notification channel: it is replaced before it expires. `genesys-notifications` only.
-    #[serde(default = "secs::<86_400>")]
-    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "24h"))]
-    pub channel_life: Span,
-    /// How often the ids for `*` in topics are looked up again. `genesys-notifications` only.
-    #[serde(default = "secs::<60>")]
-    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "24h"))]
-    pub discovery: Span,
-    /// The WebSocket URL without the resume parameter. Required by `genesys-sequenced`; not allowed with other
-    /// connectors.
-    #[schemars(extend("format" = "ws-url"))]
-    pub url: Option<String>,
-    /// Where the token is sent. `genesys-sequenced` only.
-    #[serde(default)]
-    pub auth: Placement,
-    /// The URL of the current state, which is fetched after a gap. Without it no snapshot follows a gap.
-    /// `genesys-sequenced` only.
-    #[schemars(extend("format" = "http-url"))]
-    pub snapshot_url: Option<String>,
-    /// How the socket is replaced in a planned rotation.
-    #[serde(default)]
-    pub rotation: Rotation,
-    /// The maximum random delay before a planned rotation, so that streams of one account do not rotate at the same
-    /// time.
-    #[serde(default = "millis::<100>")]
-    #[schemars(extend("x-maximum" = "60s"))]
-    pub rotation_jitter: Span,
-    /// How long the platform can replay events. An older position is abandoned, and a gap is written.
-    #[serde(default = "secs::<60>")]
-    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "30d"))]
-    pub retention: Span,
-    /// The maximum number of events that wait for the store.
-    #[serde(default = "count::<5000>")]
-    #[schemars(range(min = 1, max = 1_000_000), extend("x-unit" = "events"))]
-    pub buffer: u64,
-    /// The maximum bytes of events that wait for the store. At either limit `overflow` applies.
-    #[serde(default = "mib::<64>")]
-    #[schemars(extend("x-minimum" = "64KiB", "x-maximum" = "16GiB"))]
-    pub buffer_bytes: Size,
-    /// What happens when the buffer is full. By default `backpressure` where the platform can replay, else
-    /// `drop-oldest`.
-    pub overflow: Option<OverflowPolicy>,
-    /// A socket without data for longer is considered dead. Must be longer than the platform's heartbeat interval.
-    #[serde(default = "secs::<35>")]
-    #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "1h"))]
-    pub silence_max: Span,
-    /// Delays between attempts after a lost connection. A planned rotation has no delay.
-    #[serde(default)]
-    pub backoff: backoff::Settings,
-    /// With replicas on one Redis: a second replica keeps a session open, so that it replaces a dead owner within half
-    /// a second. Uses one more connection to the platform.
-    #[serde(default)]
-    pub standby: bool,
-    /// A larger frame closes the socket, and a gap is written.
-    #[serde(default = "mib::<16>")]
-    #[schemars(extend("x-minimum" = "1KiB", "x-maximum" = "256MiB"))]
-    pub frame_max: Size,
-}
-
-/// The connectors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[schemars(extend("x-not-yet" = [
-    "cxone-offset", "cxone-agent-session", "cxone-realtime-data", "cxone-event-hub", "genesys-web-messaging", "generic"
-]))]
-pub(crate) enum ConnectorName {
-    /// Genesys Cloud notifications: topics on a channel, without replay.
-    GenesysNotifications,
-    /// Numbered events, resumed by `sequenceId`.
-    GenesysSequenced,
-}
-
 /// A table in which every key has its default.
 fn all_defaults<T: DeserializeOwned>() -> T {
     serde_json::from_str("{}").expect("every key of the table has a default")
@@ -380,12 +289,4 @@ fn count<const N: u64>() -> u64 {
 
 fn secs<const N: u64>() -> Span {
     Span(Duration::from_secs(N))
-}
-
-fn millis<const N: u64>() -> Span {
-    Span(Duration::from_millis(N))
-}
-
-fn mib<const N: u64>() -> Size {
-    Size(N << 20)
 }

@@ -11,7 +11,7 @@ use super::{
     Draft,
     finding::{KeyPath, SourceLocation},
     format::redact_credentials,
-    keys::{CONNECTOR_KEYS, GRANT_KEYS, STORE_KEYS},
+    keys::{GRANT_KEYS, STORE_KEYS},
     schema::{ExpectedValue, at_path, expected, or_secret, schema},
     shape::File,
     source::find,
@@ -36,7 +36,7 @@ pub(super) fn show(draft: &Draft) -> String {
     page.text
 }
 
-/// The file without the keys of other grants, connectors and stores.
+/// The file without the keys of other grants and stores. A stream has only the keys of its connector.
 fn effective_values(draft: &Draft) -> serde_json::Value {
     let file: &File = &draft.file;
     let mut value = serde_json::to_value(file).expect("every key has a JSON form");
@@ -46,9 +46,8 @@ fn effective_values(draft: &Draft) -> serde_json::Value {
         let entry = &mut value["accounts"][name.as_str()];
         remove_keys(entry, GRANT_KEYS.into_iter().filter(|key| !account.grant.keys().contains(key)));
     }
-    for (name, stream) in &file.streams {
-        let entry = &mut value["streams"][name.as_str()];
-        remove_keys(entry, CONNECTOR_KEYS.into_iter().filter(|key| !stream.connector.keys().contains(key)));
+    for name in file.streams.keys() {
+        remove_keys(&mut value["streams"][name.as_str()], std::iter::empty());
     }
     value
 }

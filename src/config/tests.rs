@@ -6,6 +6,10 @@ use proptest::prelude::*;
 use serde_json::Value as Json;
 
 use super::{source::Document, *};
+use crate::{
+    connector::Connector,
+    model::{OverflowPolicy, Rotation},
+};
 
 const ACCOUNT: &str = r#"
 [accounts.acme]
@@ -38,7 +42,7 @@ fn a_short_configuration_is_filled_in() {
     assert_eq!(account.auth.refresh_token_dir, Path::new("data/vault"));
     let queues = &config.streams[&"queues".parse().unwrap()];
     assert_eq!(queues.overflow, OverflowPolicy::DropOldest, "nothing can be replayed");
-    assert_eq!((queues.buffer, queues.frame_max), (5000, 16 << 20));
+    assert_eq!((queues.keys.buffer, queues.keys.frame_max), (5000, 16 << 20));
     let summary = &config.streams[&"summary".parse().unwrap()];
     assert_eq!(summary.overflow, OverflowPolicy::Backpressure, "what is not read can be replayed");
     assert_eq!(summary.connector.name(), "genesys-sequenced");
@@ -60,9 +64,9 @@ fn later_files_and_then_variables_win_key_by_key() {
     ];
     let config = good(&[&good_text(), later], &variables);
     let queues = &config.streams[&"queues".parse().unwrap()];
-    assert_eq!((queues.buffer, queues.silence_max), (9, Duration::from_secs(50)));
-    assert_eq!((queues.backoff.cap, queues.backoff.jitter), (Duration::from_secs(60), 0.5));
-    assert_eq!(queues.backoff.first, Duration::from_secs(1), "its neighbours stay");
+    assert_eq!((queues.keys.buffer, queues.keys.silence_max), (9, Duration::from_secs(50)));
+    assert_eq!((queues.keys.backoff.cap, queues.keys.backoff.jitter), (Duration::from_secs(60), 0.5));
+    assert_eq!(queues.keys.backoff.first, Duration::from_secs(1), "its neighbours stay");
     assert_eq!(config.store.path, Path::new("2026"), "a text stays a text, whatever it looks like");
     let Connector::Notifications(settings) = &queues.connector else { panic!("{queues:?}") };
     assert_eq!(settings.topics, ["v2.users.*.presence"]);
@@ -84,7 +88,7 @@ fn a_secret_reference_replaces_one_of_another_kind() {
 fn a_stream_whose_name_no_variable_can_spell_is_found() {
     let text = good_text().replace("streams.queues", "streams.\"sales-eu.2\"");
     let config = good(&[&text], &[("TRUNKLINE__STREAMS__SALES_EU_2__BUFFER", "3")]);
-    assert_eq!(config.streams[&"sales-eu.2".parse().unwrap()].buffer, 3);
+    assert_eq!(config.streams[&"sales-eu.2".parse().unwrap()].keys.buffer, 3);
 }
 
 #[test]
@@ -421,6 +425,34 @@ fn the_schema_describes_every_key_and_counts_in_units() {
 }
 
 #[test]
+fn every_connector_of_the_registry_is_in_the_schema_and_in_the_documents() {
+    let schema = schema();
+    let stream = &schema["properties"]["streams"]["additionalProperties"]["properties"];
+    let names = stream["connector"]["oneOf"].as_array().unwrap().iter().map(|choice| choice["const"].as_str().unwrap());
+    assert!(names.eq(Connector::dialects().iter().map(|dialect| dialect.name)));
+    let (examples, documents) = (texts("config", "toml"), texts("docs/platforms", "md"));
+    for dialect in Connector::dialects() {
+        let name = dialect.name;
+        assert!(examples.contains(&format!("connector = \"{name}\"")), "no example under config/ has {name}");
+        assert!(documents.contains(name), "no page under docs/platforms/ describes {name}");
+        for (key, own) in dialect.keys() {
+            assert_eq!(stream[key].get("default"), own.get("default").filter(|default| !default.is_null()), "{key}");
+            let about = stream[key]["description"].as_str().unwrap();
+            assert!(about.contains(name), "{key} of {name} is a key of every stream: {about}");
+        }
+    }
+}
+
+#[test]
+fn no_file_of_the_configuration_names_a_connector() {
+    let product = texts("src/config", "rs");
+    for dialect in Connector::dialects() {
+        let module = format!("{}::", dialect.name.replace('-', "_"));
+        assert!(!product.contains(&module), "src/config/ has {module}");
+    }
+}
+
+#[test]
 fn possible_losses_are_documented_in_the_guarantee() {
     let config = good(&[&good_text()], &[]);
     let [queues, summary] = ["queues", "summary"].map(|name| config.streams[&name.parse().unwrap()].clone());
@@ -432,7 +464,8 @@ fn possible_losses_are_documented_in_the_guarantee() {
     assert!(summary.guarantee().lost.contains("snapshot_url"), "nothing would fill the gap");
     let shedding = StreamConfig { overflow: OverflowPolicy::DropOldest, ..summary };
     assert!(shedding.guarantee().lost.contains("shed"));
-    let alone = StreamConfig { rotation: Rotation::BreakFirst, ..queues };
+    let keys = StreamKeys { rotation: Rotation::BreakFirst, ..queues.keys.clone() };
+    let alone = StreamConfig { keys, ..queues };
     assert!(alone.guarantee().lost.contains("every planned rotation"));
 }
 
@@ -479,6 +512,13 @@ fn shipped() -> String {
 fn uncommented(line: &str) -> String {
     let setting = line.strip_prefix('#').filter(|rest| !rest.starts_with([' ', '#']) && !rest.is_empty());
     setting.unwrap_or(line).to_owned()
+}
+
+/// The files with this ending in a folder, without this file.
+fn texts(folder: &str, ending: &str) -> String {
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+    let files = files.map(|file| file.unwrap().path()).filter(|path| path.extension().is_some_and(|own| own == ending));
+    files.filter(|path| !path.ends_with("tests.rs")).map(|path| fs::read_to_string(path).unwrap()).collect()
 }
 
 fn hours(count: u64) -> Duration {

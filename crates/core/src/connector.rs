@@ -4,7 +4,8 @@
 //! come in ([`RestResponse`]). It never sees a token: the shell puts the token where [`Credential`] or
 //! [`OpeningMessage`] defines.
 //!
-//! A new dialect is one file with its settings and an `impl Dialect`, and one line in the registry below.
+//! A new dialect is one file with its settings and an `impl Dialect`, and one line in the registry below. The
+//! configuration takes the keys, their schema, their defaults and their checks from the registry.
 
 mod attributes;
 mod capabilities;
@@ -28,19 +29,18 @@ pub use failure::{CloseCode, Failure, PositionDoubt, Verdict};
 pub use frame::{Frame, Item, Notice};
 pub use guarantee::{DeliveryTerms, Guarantee};
 pub use rest::{Method, Preparation, PreparationStep, RestConversation, RestRequest, RestResponse};
-pub use settings::{AccountContext, CheckContext, SettingFinding, SettingKey, SettingKeys, Severity};
+pub use settings::{AccountContext, CheckContext, DialectKeys, SettingFinding, SettingKey, Severity};
+
+use std::sync::LazyLock;
 
 use bytestring::ByteString;
 
-use crate::model::{Exchange, FeedId, Position, Timestamp};
+use crate::model::{Exchange, FeedId, OverflowPolicy, Position, Timestamp};
 
 /// The dialect of a platform: everything that the rules need to know of it.
 ///
 /// Settings implement it. Defaults suit a platform with one fixed URL that replays nothing.
 pub trait Dialect: std::fmt::Debug {
-    /// The value of `connector` in the configuration. It is part of the stored [`FeedId`].
-    fn name(&self) -> &'static str;
-
     /// The `type` of an event that names none, or none that an envelope may hold.
     fn kind_default(&self) -> &str;
 
@@ -93,17 +93,49 @@ pub trait Dialect: std::fmt::Debug {
 
     /// What the platform and the settings of the stream allow to promise.
     fn guarantee(&self, terms: &DeliveryTerms) -> Guarantee;
+
+    /// Checks the settings against each other and against those outside the dialect.
+    fn check(&self, _context: &CheckContext<'_>) -> Vec<SettingFinding> {
+        Vec::new()
+    }
 }
 
 macro_rules! dialects {
-    ($($(#[$attribute:meta])* $variant:ident($settings:ty),)+) => {
+    ($($(#[$attribute:meta])* $variant:ident($module:ident),)+) => {
         /// The dialect of one stream. A closed set.
         #[derive(Debug, Clone)]
         pub enum Connector {
-            $($(#[$attribute])* $variant($settings),)+
+            $($(#[$attribute])* $variant($module::Settings),)+
         }
 
         impl Connector {
+            /// All dialects.
+            pub fn dialects() -> &'static [DialectKeys] {
+                static DIALECTS: LazyLock<Vec<DialectKeys>> = LazyLock::new(|| {
+                    Vec::from([
+                        $($(#[$attribute])* DialectKeys::of::<$module::Settings>($module::NAME, |settings| {
+                            serde_json::from_value(settings).map(Connector::$variant)
+                        }),)+
+                    ])
+                });
+                &DIALECTS
+            }
+
+            /// The name in the configuration. It is part of the stored [`FeedId`].
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $($(#[$attribute])* Self::$variant(_) => $module::NAME,)+
+                }
+            }
+
+            /// The keys of the dialect in the configuration with their values.
+            pub fn settings(&self) -> serde_json::Value {
+                let settings = match self {
+                    $($(#[$attribute])* Self::$variant(settings) => serde_json::to_value(settings),)+
+                };
+                settings.expect("every key has a JSON form")
+            }
+
             fn dialect(&self) -> &dyn Dialect {
                 match self {
                     $($(#[$attribute])* Self::$variant(settings) => settings,)+
@@ -120,20 +152,16 @@ macro_rules! dialects {
     };
 }
 
-// The registry: one line for each dialect.
+// The registry: one line for each dialect, with its module. The module has `NAME`, the value of `connector` in the
+// configuration, and `Settings`.
 dialects! {
-    Notifications(genesys_notifications::Settings),
-    Sequenced(genesys_sequenced::Settings),
+    Notifications(genesys_notifications),
+    Sequenced(genesys_sequenced),
     #[cfg(test)]
-    Dummy(dummy::Settings),
+    Dummy(dummy),
 }
 
 impl Connector {
-    /// The name in the configuration.
-    pub fn name(&self) -> &'static str {
-        self.dialect().name()
-    }
-
     /// What the platform can do.
     pub fn capabilities(&self) -> Capabilities {
         self.dialect().capabilities()
@@ -216,6 +244,19 @@ impl Connector {
     /// What the platform and the settings of the stream allow to promise.
     pub fn guarantee(&self, terms: &DeliveryTerms) -> Guarantee {
         self.dialect().guarantee(terms)
+    }
+
+    /// Checks the settings against each other and against those outside the dialect.
+    pub fn check(&self, context: &CheckContext<'_>) -> Vec<SettingFinding> {
+        self.dialect().check(context)
+    }
+
+    /// What happens when the buffer is full, if it is not configured.
+    pub fn overflow_default(&self) -> OverflowPolicy {
+        match self.capabilities().resume {
+            Resume::Sequence => OverflowPolicy::Backpressure,
+            Resume::None => OverflowPolicy::DropOldest,
+        }
     }
 }
 

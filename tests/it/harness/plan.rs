@@ -190,7 +190,7 @@ impl RelayPlan {
         let mut config =
             config::from_text("test.toml", &text, &environment).unwrap_or_else(|findings| panic!("{findings}"));
         for stream in config.streams.values_mut() {
-            stream.frame_time_max = self.frame_time_max.unwrap_or(stream.frame_time_max);
+            stream.keys.frame_time_max = self.frame_time_max.unwrap_or(stream.keys.frame_time_max);
         }
         config
     }

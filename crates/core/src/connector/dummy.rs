@@ -5,33 +5,57 @@
 use std::time::Duration;
 
 use bytestring::ByteString;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    Capabilities, CloseCode, Credential, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness, Method, Notice,
-    Opening, OpeningMessage, OpeningVerdict, Overlap, Preparation, PreparationStep, Probe, RestConversation,
-    RestRequest, RestResponse, Resume, Transport, Verdict,
+    Capabilities, CheckContext, CloseCode, Credential, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness,
+    Method, Notice, Opening, OpeningMessage, OpeningVerdict, Overlap, Preparation, PreparationStep, Probe,
+    RestConversation, RestRequest, RestResponse, Resume, SettingFinding, SettingKey, Transport, Verdict,
 };
 use crate::model::{Body, Event, Position, Timestamp};
 
-/// Every text is owned: a configuration could fill it.
-#[derive(Debug, Clone)]
+/// The value of `connector` in the configuration.
+pub(super) const NAME: &str = "dummy";
+
+/// Lines of text, for tests.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
-    pub transport: Transport,
+    /// The WebSocket URL without the resume parameter.
+    #[schemars(extend("format" = "ws-url"))]
     pub url: String,
+    /// The query parameter of the token.
     pub token_parameter: Option<String>,
+    /// The query parameter of the position.
+    #[serde(default = "resume_parameter")]
     pub resume_parameter: String,
-    pub opening: Opening,
+    /// The text that the platform answers with `pong`.
+    #[serde(default = "probe")]
     pub probe: String,
-    pub close_codes: Vec<CloseCode>,
     /// The endpoint comes from a REST call to this path.
     pub provision: Option<String>,
+    #[serde(skip, default = "transport")]
+    pub transport: Transport,
+    #[serde(skip)]
+    pub opening: Opening,
+    #[serde(skip)]
+    pub close_codes: Vec<CloseCode>,
+}
+
+fn resume_parameter() -> String {
+    "after".to_owned()
+}
+
+fn probe() -> String {
+    "ping".to_owned()
+}
+
+fn transport() -> Transport {
+    Transport::WebSocket
 }
 
 impl Dialect for Settings {
-    fn name(&self) -> &'static str {
-        "dummy"
-    }
-
     fn kind_default(&self) -> &str {
         "dummy.event"
     }
@@ -84,6 +108,12 @@ impl Dialect for Settings {
 
     fn guarantee(&self, terms: &DeliveryTerms) -> Guarantee {
         Guarantee { lost: terms.dropped(), duplicated: "nothing".to_owned(), reordered: "nothing".to_owned() }
+    }
+
+    fn check(&self, context: &CheckContext<'_>) -> Vec<SettingFinding> {
+        let is_reserved = context.parameters.contains(&self.resume_parameter);
+        let finding = || SettingFinding::mistake(SettingKey::Stream("url"), "contains the resume parameter");
+        is_reserved.then(finding).into_iter().collect()
     }
 }
 
@@ -149,9 +179,9 @@ mod tests {
             transport,
             url: "wss://dummy.test".to_owned(),
             token_parameter: None,
-            resume_parameter: "after".to_owned(),
+            resume_parameter: resume_parameter(),
             opening: Opening { messages: vec![token], verdict: OpeningVerdict::Frame },
-            probe: "ping".to_owned(),
+            probe: probe(),
             close_codes: vec![CloseCode { code: 4401, verdict: Verdict::RefreshToken }],
             provision: None,
         }

@@ -13,26 +13,42 @@ pub use preparation::{ChannelPreparation, EXPANDED, expands};
 use std::time::Duration;
 
 use bytestring::ByteString;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
     Capabilities, CheckContext, CloseCode, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness, Notice,
     Opening, Overlap, Preparation, PreparationStep, Probe, RestRequest, RestResponse, Resume, SettingFinding,
-    SettingKey, SettingKeys, Transport, Verdict,
+    SettingKey, Transport, Verdict,
     json::{self, LenientValue, Members, Metadata},
 };
 use crate::model::{Body, Event, Exchange, OverflowPolicy, Rotation, Span, Timestamp};
 
-/// The topics of one channel, and how it is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Genesys Cloud notifications: topics on a channel, without replay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Full topics. `*` in place of an id stands for every queue or user.
+    /// Topics, at most 1,000. `*` in place of an id stands for all queues or users.
+    #[schemars(length(max = TOPICS_MAX), extend("items" = { "type": "string", "format": "topic" }))]
     pub topics: Vec<String>,
-    /// The life of a channel. The platform ends it after 24 h.
+    /// The lifetime of a notification channel: it is replaced before it expires.
+    #[serde(default = "channel_life", with = "Span")]
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "24h"))]
     pub channel_life: Duration,
-    /// How often `*` is looked up again and refused topics are retried.
+    /// How often the ids for `*` in topics are looked up again.
+    #[serde(default = "discovery", with = "Span")]
+    #[schemars(extend("x-minimum" = "1s", "x-maximum" = "24h"))]
     pub discovery: Duration,
+}
+
+/// The platform ends a channel after this time.
+fn channel_life() -> Duration {
+    Duration::from_secs(86_400)
+}
+
+fn discovery() -> Duration {
+    Duration::from_secs(60)
 }
 
 /// The value of `connector` in the configuration.
@@ -43,6 +59,9 @@ const KIND_DEFAULT: &str = "genesys-notifications.event";
 
 /// The platform's limit of topics on one channel.
 pub const TOPICS_MAX: usize = 1_000;
+
+/// The platform rejects longer topics.
+const TOPIC_LEN_MAX: usize = 200;
 
 /// The platform answers this with `pong` on `channel.metadata`.
 const PING: &str = r#"{"message":"ping"}"#;
@@ -56,12 +75,9 @@ const CLOSE_CODES: [CloseCode; 1] = [CloseCode { code: 4001, verdict: Verdict::R
 /// The interval of the platform's heartbeats.
 const HEARTBEAT: Span = Span(Duration::from_secs(30));
 
-/// Its keys in the configuration.
-pub const KEYS: SettingKeys = SettingKeys { required: &["topics"], optional: &["channel_life", "discovery"] };
-
-/// Checks the settings against each other and against the account.
-pub fn check(topics: Option<&[String]>, context: &CheckContext) -> Vec<SettingFinding> {
-    let mut findings = topics.map(check_topics).unwrap_or_default();
+/// Checks the topics, and the settings that the account of the stream needs.
+fn check(settings: &Settings, context: &CheckContext<'_>) -> Vec<SettingFinding> {
+    let mut findings = check_topics(&settings.topics);
     let Some(account) = context.account else { return findings };
     if account.lacks_api_url {
         let text = format!("is required by the stream's connector {NAME}");
@@ -78,21 +94,36 @@ pub fn check(topics: Option<&[String]>, context: &CheckContext) -> Vec<SettingFi
 }
 
 fn check_topics(topics: &[String]) -> Vec<SettingFinding> {
-    const KEY: SettingKey = SettingKey::Stream("topics");
     let mut findings = Vec::new();
     if topics.is_empty() {
-        findings.push(SettingFinding::mistake(KEY, "is empty: the stream would receive nothing"));
+        findings
+            .push(SettingFinding::mistake(SettingKey::Stream("topics"), "is empty: the stream would receive nothing"));
     }
     for (index, topic) in topics.iter().enumerate() {
-        let number = index + 1;
+        let key = SettingKey::StreamItem("topics", index);
+        findings.extend(malformed_topic(topic).map(|text| SettingFinding::mistake(key, text)));
         if topics[..index].contains(topic) {
-            findings.push(SettingFinding::mistake(KEY, format!("item {number}: {topic:?} is listed twice")));
+            findings.push(SettingFinding::mistake(key, format!("{topic:?} is listed twice")));
         }
-        if let Some(text) = unsupported_wildcard(topic) {
-            findings.push(SettingFinding::ineffective(KEY, format!("item {number}: {text}")));
-        }
+        findings.extend(unsupported_wildcard(topic).map(|text| SettingFinding::ineffective(key, text)));
     }
     findings
+}
+
+/// Explains why a text is not a topic; none if it is one.
+fn malformed_topic(text: &str) -> Option<String> {
+    if text.len() > TOPIC_LEN_MAX {
+        return Some(format!("a topic has at most {TOPIC_LEN_MAX} characters, this one {}", text.len()));
+    }
+    if text.contains(['{', '}']) {
+        return Some(format!("{text:?} contains a placeholder; write an id, or * for all ids"));
+    }
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'*' | b'?' | b'&');
+    if !text.starts_with("v2.") || !text.bytes().all(allowed) || text.split('.').any(str::is_empty) {
+        return Some(format!("expected a topic such as \"v2.analytics.queues.*.observations\", found {text:?}"));
+    }
+    let whole = |part: &str| part == "*" || part.starts_with("*?") || !part.contains('*');
+    (!text.split('.').all(whole)).then(|| format!("{text:?}: * must replace a whole id between two dots"))
 }
 
 /// Explains why a `*` in a topic is not expanded; none if it is.
@@ -109,10 +140,6 @@ fn unsupported_wildcard(topic: &str) -> Option<String> {
 }
 
 impl Dialect for Settings {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
     fn kind_default(&self) -> &str {
         KIND_DEFAULT
     }
@@ -174,6 +201,10 @@ impl Dialect for Settings {
 
     fn guarantee(&self, terms: &DeliveryTerms) -> Guarantee {
         guarantee(terms)
+    }
+
+    fn check(&self, context: &CheckContext<'_>) -> Vec<SettingFinding> {
+        check(self, context)
     }
 }
 
@@ -385,6 +416,16 @@ mod tests {
         ];
         for (topic, kind) in table {
             assert_eq!(kind_of(topic), kind);
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_no_topic_is_rejected() {
+        for good in ["v2.users.*?presence&routingStatus", "v2.detail.events.conversation.2f7bf00a-0fc2.acd.end"] {
+            assert_eq!(malformed_topic(good), None);
+        }
+        for bad in ["v2.users.{id}.presence", "users.presence", "v2.users..presence", "v2.users.a*.presence"] {
+            assert!(malformed_topic(bad).is_some(), "{bad}");
         }
     }
 

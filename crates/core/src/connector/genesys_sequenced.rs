@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use super::{
     Capabilities, CheckContext, CloseCode, Credential, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness,
     Method, Notice, Opening, Overlap, Preparation, PreparationStep, Probe, RestRequest, Resume, SettingFinding,
-    SettingKey, SettingKeys, Transport, Verdict,
+    SettingKey, Transport, Verdict,
     json::{self, LenientValue, MemberName, Members, Metadata},
 };
 use crate::model::{Body, Event, OverflowPolicy, Position, Sequence, Span, Timestamp};
@@ -33,13 +33,18 @@ pub enum Placement {
     Query,
 }
 
-/// One sequenced stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Numbered events, resumed by `sequenceId`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The socket's URL without the resume parameter.
+    /// The WebSocket URL without the resume parameter.
+    #[schemars(extend("format" = "ws-url"))]
     pub url: String,
+    /// Where the token is sent.
+    #[serde(rename = "auth", default)]
     pub placement: Placement,
-    /// The URL of a snapshot after a gap.
+    /// The URL of the current state, which is fetched after a gap. Without it no snapshot follows a gap.
+    #[schemars(extend("format" = "http-url"))]
     pub snapshot_url: Option<String>,
 }
 
@@ -62,12 +67,9 @@ const KIND_DEFAULT: &str = "genesys-sequenced.event";
 /// Sent when the token expires (docs/platforms/genesys-cloud.md, "Sequenced streams").
 const CLOSE_CODES: [CloseCode; 1] = [CloseCode { code: 4001, verdict: Verdict::RefreshToken }];
 
-/// Its keys in the configuration.
-pub const KEYS: SettingKeys = SettingKeys { required: &["url"], optional: &["auth", "snapshot_url"] };
-
-/// Checks the settings against each other. `parameters`: the decoded names of the query parameters of `url`.
-pub fn check(parameters: &[String], context: &CheckContext) -> Vec<SettingFinding> {
-    let CheckContext { silence_max, retention, .. } = context;
+/// Reports a silence that outlasts the replay window, and parameters of the URL that the connector adds itself.
+fn check(context: &CheckContext<'_>) -> Vec<SettingFinding> {
+    let CheckContext { silence_max, retention, parameters, .. } = context;
     let late = (silence_max >= retention).then(|| {
         let text = format!(
             "{silence_max} is not below retention, {retention}: a dead socket would be detected too late, when the \
@@ -85,10 +87,6 @@ pub fn check(parameters: &[String], context: &CheckContext) -> Vec<SettingFindin
 }
 
 impl Dialect for Settings {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
     fn kind_default(&self) -> &str {
         KIND_DEFAULT
     }
@@ -171,6 +169,10 @@ impl Dialect for Settings {
             duplicated: "nothing: repeated events are recognised by their sequence number".to_owned(),
             reordered: "nothing: events are stored in the order of their sequence numbers".to_owned(),
         }
+    }
+
+    fn check(&self, context: &CheckContext<'_>) -> Vec<SettingFinding> {
+        check(context)
     }
 }
 
