@@ -6,6 +6,7 @@ mod age;
 pub mod embedded;
 pub mod redis;
 pub mod sinks;
+mod tickets;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -16,6 +16,7 @@ mod reserve;
 mod sinks;
 mod step;
 mod stored_stream;
+mod tickets;
 mod writer;
 
 use std::{
@@ -39,6 +40,7 @@ use self::{
     reads::{ReaderPool, RowRange},
     records::RecordChange,
     stored_stream::StoredStream,
+    tickets::Tickets,
     writer::EmbeddedWriter,
 };
 use super::{Append, AppendError, LogBounds, LogState, ObservedLog, ReadError, Retention, Retry};
@@ -258,6 +260,7 @@ struct EmbeddedShared {
     /// Why writes fail at present: the disk is full, or the files are missing.
     unavailable: Mutex<Option<String>>,
     steps: AtomicU64,
+    tickets: Mutex<Tickets>,
 }
 
 impl EmbeddedShared {
@@ -269,6 +272,7 @@ impl EmbeddedShared {
             broken: OnceLock::new(),
             unavailable: Mutex::default(),
             steps: AtomicU64::new(0),
+            tickets: Mutex::default(),
         }
     }
 

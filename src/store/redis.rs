@@ -16,6 +16,7 @@ mod reads;
 mod records;
 mod sinks;
 mod skew;
+mod tickets;
 pub(crate) mod unreadable;
 pub mod values;
 mod view;
@@ -40,6 +41,7 @@ use self::{
     log::{Log, RedisLog},
     records::RecordStore,
     sinks::SinkScripts,
+    tickets::TicketScript,
     view::LogView,
 };
 pub use self::{credentials::Credentials, follower::RedisFollower, preflight::UnsupportedServer};
@@ -102,6 +104,7 @@ struct RedisShared {
     scripts: Arc<RedisLog>,
     record_scripts: records::RecordScripts,
     sink_scripts: SinkScripts,
+    ticket_script: TicketScript,
     /// The logs that were read.
     views: RwLock<BTreeMap<StreamName, Arc<LogView>>>,
     /// The logs that this process writes to.
@@ -127,6 +130,7 @@ impl RedisStore {
             scripts: Arc::default(),
             record_scripts: records::RecordScripts::default(),
             sink_scripts: SinkScripts::default(),
+            ticket_script: TicketScript::default(),
             views: RwLock::default(),
             logs: RwLock::default(),
             age: Mutex::new(AgeClock::new(clock::wall(), clock::boot())),

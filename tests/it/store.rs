@@ -42,6 +42,7 @@ macro_rules! on_each {
 }
 
 mod sinks;
+mod tickets;
 
 on_each![
     appended_entries_are_read_back_unchanged,
