@@ -4,69 +4,44 @@
 //! every stream an owner soon, keeps the old session until its successor is live, and reads the records again after the
 //! process was suspended.
 
+mod boot_time;
+mod holder_watch;
+mod lifecycle;
 mod membership;
 mod messages;
 mod plan;
-mod rebalancing;
+mod record_reads;
+mod settings;
 mod stream_lease;
 #[cfg(test)]
 mod tests;
 
-pub use self::messages::{ChangeOutcome, Input, LeaseRecord, LeaseRequest, Member, Output, PeerMessage};
+pub use self::{
+    boot_time::{BootTime, LeaseMoment},
+    messages::{ChangeOutcome, Input, LeaseRecord, LeaseRequest, Member, Output, PeerMessage},
+    settings::Settings,
+};
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::Duration,
 };
 
 use self::{
-    membership::Membership,
-    stream_lease::{LeaseRole, RecordRead, StreamLease},
+    holder_watch::{HolderHealth, HolderWatch},
+    lifecycle::Lifecycle,
+    membership::{Membership, RENEWAL_PART},
+    plan::{Assignment, RebalancePlan},
+    record_reads::RecordReads,
+    stream_lease::StreamLease,
 };
 use crate::model::{Fence, ReplicaId, StreamName};
-
-/// A membership is renewed after its lifetime divided by this.
-const RENEWAL_PART: f64 = 0.2;
-
-/// A membership counts as valid for this part of its lifetime, from the sending of a renewal.
-const VALID_PART: f64 = 0.6;
 
 /// The maximum number of handovers of one replica at the same time.
 const HANDOVERS_MAX: usize = 8;
 
 /// A stream that is vacant for this many membership lifetimes is taken by any member with room.
 const NEGLECTED_LIFETIMES: u32 = 2;
-
-/// Time since the start of the machine, including time while the host is suspended.
-pub type BootTime = Duration;
-
-/// The time of an input, and a random number for a new fence.
-#[derive(Debug, Clone, Copy)]
-pub struct LeaseMoment {
-    pub boot: BootTime,
-    pub nonce: u128,
-}
-
-/// The lease settings of a replica.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Settings {
-    pub me: ReplicaId,
-    pub streams: Vec<StreamName>,
-    /// The maximum number of streams of this replica.
-    pub limit: usize,
-    /// Streams with a standby that keeps a session live.
-    pub standby: BTreeSet<StreamName>,
-    /// The lifetime of a membership without a renewal.
-    pub lease_ttl: Duration,
-    /// The time between two heartbeats of a holder.
-    pub heartbeat_interval: Duration,
-    /// A standby takes over when no heartbeat of the holder arrived in this time.
-    pub heartbeat_timeout: Duration,
-    /// The maximum time until the session of a successor is live.
-    pub handover_timeout: Duration,
-    /// The delay before the first streams are taken, so that replicas that start together see each other first.
-    pub start_delay: Duration,
-}
 
 /// The machine of one replica.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -75,10 +50,8 @@ pub struct Lease {
     membership: Membership,
     members: Vec<Member>,
     leases: BTreeMap<StreamName, StreamLease>,
-    /// When the last heartbeat of each member arrived.
-    last_heartbeats: BTreeMap<ReplicaId, BootTime>,
-    pending_read: Option<PendingRead>,
-    read_records_at: BootTime,
+    watch: HolderWatch,
+    reads: RecordReads,
     heartbeat_at: BootTime,
     /// When it may take vacant streams. None: only after the membership is valid again.
     acquire_from: Option<BootTime>,
@@ -86,34 +59,16 @@ pub struct Lease {
     outputs: VecDeque<Output>,
 }
 
-/// A read of the records that is in flight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct PendingRead {
-    /// When the last renewal was sent that the store had answered before this read began.
-    confirmed_at: Option<BootTime>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Lifecycle {
-    Active,
-    Draining {
-        until: BootTime,
-    },
-    /// The deadline for handovers has passed.
-    Abandoning,
-    Left,
-}
-
 impl Lease {
     /// The first renewal is due at once.
     pub fn new(settings: Settings, now: BootTime) -> Self {
+        let lease = |stream: &StreamName| (stream.clone(), StreamLease::new(stream.clone(), settings.me));
         Self {
             membership: Membership::new(&settings, now),
             members: Vec::new(),
-            leases: settings.streams.iter().map(|stream| (stream.clone(), StreamLease::default())).collect(),
-            last_heartbeats: BTreeMap::new(),
-            pending_read: None,
-            read_records_at: now + settings.lease_ttl,
+            leases: settings.streams.iter().map(lease).collect(),
+            watch: HolderWatch::new(settings.heartbeat_timeout),
+            reads: RecordReads::new(settings.lease_ttl, now),
             heartbeat_at: now,
             acquire_from: Some(now + settings.start_delay),
             lifecycle: Lifecycle::Active,
@@ -131,8 +86,8 @@ impl Lease {
             Input::RequestFailed(LeaseRequest::Renew) => self.membership.on_renewal_failed(),
             Input::RequestFailed(LeaseRequest::ReadRecords) => self.on_read_failed(now.boot),
             Input::Heartbeat { from } => self.on_heartbeat(from, now.boot),
-            Input::Received { from, message: note } => self.on_peer_message(from, note, now),
-            Input::Prepared { stream, live } => self.on_prepared(&stream, live),
+            Input::Received { from, message } => self.on_peer_message(from, message, now),
+            Input::Prepared { stream, live } => self.change_lease(&stream, |lease| lease.on_prepared(live)),
             Input::Fenced { stream, fence } => self.on_fenced(&stream, fence, now.boot),
             Input::Drain { until } => self.drain(until, now.boot),
         }
@@ -145,19 +100,15 @@ impl Lease {
     }
 
     pub fn poll_timeout(&self) -> Option<BootTime> {
-        if self.lifecycle == Lifecycle::Left {
+        if self.lifecycle.has_left() {
             return None;
         }
-        let pending =
-            self.pending_read.is_none().then_some(self.read_records_at).filter(|_| self.membership.is_valid());
+        let read = self.reads.deadline().filter(|_| self.membership.is_valid());
         let heartbeat = self.sends_heartbeats().then_some(self.heartbeat_at);
-        let drain = match self.lifecycle {
-            Lifecycle::Draining { until } => Some(until),
-            Lifecycle::Active | Lifecycle::Abandoning | Lifecycle::Left => None,
-        };
-        let waits = self.leases.values().filter_map(StreamLease::handover_wait).map(|(_, until)| until);
+        let handovers = self.leases.values().filter_map(StreamLease::deadline);
         let followed = self.leases.values().filter_map(|lease| self.holder_health(lease)).map(HolderHealth::at);
-        self.membership.deadlines().chain(pending).chain(heartbeat).chain(drain).chain(waits).chain(followed).min()
+        let others = [read, heartbeat, self.lifecycle.deadline()].into_iter().flatten();
+        self.membership.deadlines().chain(others).chain(handovers).chain(followed).min()
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {
@@ -172,8 +123,19 @@ impl Lease {
 
     /// The owner of the stream, as far as this replica knows.
     pub fn holder(&self, stream: &StreamName) -> Option<ReplicaId> {
-        let lease = self.leases.get(stream)?;
-        if lease.fence().is_some() { Some(self.settings.me) } else { lease.holder() }
+        self.leases.get(stream)?.holder()
+    }
+
+    /// Shifts all times to a clock that started later. Tests compare equal states this way.
+    pub fn rebase(&mut self, by: Duration) {
+        self.membership.rebase(by);
+        self.leases.values_mut().for_each(|lease| lease.rebase(by));
+        self.watch.rebase(by);
+        self.reads.rebase(by);
+        boot_time::rebase([&mut self.heartbeat_at].into_iter().chain(&mut self.acquire_from), by);
+        if let Lifecycle::Draining { until } = &mut self.lifecycle {
+            boot_time::rebase([until], by);
+        }
     }
 
     /// Ends the validity of the membership if it is due. It comes before everything else.
@@ -186,17 +148,17 @@ impl Lease {
     }
 
     fn advance(&mut self, now: LeaseMoment) {
-        if self.lifecycle == Lifecycle::Left {
+        if self.lifecycle.has_left() {
             return;
         }
-        self.expire_waits(now.boot);
+        self.leases.values_mut().for_each(|lease| lease.expire_wait(&self.members, now.boot));
         self.check_holders(now);
         self.leave_when_done(now);
         if self.membership.is_due(now.boot) {
             self.membership.on_renewal_sent(now.boot);
             self.outputs.push_back(Output::Renew { limit: self.limit() });
         }
-        if self.membership.is_valid() && self.pending_read.is_none() && self.read_records_at <= now.boot {
+        if self.membership.is_valid() && self.reads.deadline().is_some_and(|at| at <= now.boot) {
             self.read_records(now.boot);
         }
         if self.sends_heartbeats() && self.heartbeat_at <= now.boot {
@@ -206,14 +168,17 @@ impl Lease {
     }
 
     fn read_records(&mut self, now: BootTime) {
-        self.pending_read = Some(PendingRead { confirmed_at: self.membership.confirmed_at() });
-        self.read_records_at = now + self.settings.lease_ttl;
+        self.reads.begin(self.membership.confirmed_at(), now);
         self.outputs.push_back(Output::ReadRecords);
     }
 
     /// A known record is wrong. Reading at once could race with the replica that changes it.
     fn read_records_soon(&mut self, now: BootTime) {
-        self.read_records_at = self.read_records_at.min(now + self.settings.heartbeat_interval);
+        self.reads.expedite(now + self.settings.heartbeat_interval);
+    }
+
+    fn change_lease(&mut self, stream: &StreamName, step: impl FnOnce(&mut StreamLease) -> Option<Output>) {
+        self.outputs.extend(self.leases.get_mut(stream).and_then(step));
     }
 
     fn on_renewed(&mut self, mut members: Vec<Member>, now: LeaseMoment) {
@@ -223,25 +188,25 @@ impl Lease {
         }
         members.sort_unstable_by_key(|member| member.replica);
         if members != self.members {
-            self.read_records_at = now.boot;
+            self.reads.expedite(now.boot);
         }
-        self.last_heartbeats.retain(|replica, _| members.iter().any(|member| member.replica == *replica));
+        self.watch.retain(&members);
         self.members = members;
         if self.membership.is_valid() {
             self.rebalance(sent, now);
-        } else if self.pending_read.is_none() {
+        } else if !self.reads.is_in_flight() {
             self.read_records(now.boot);
         }
     }
 
     fn on_records_read(&mut self, records: &BTreeMap<StreamName, LeaseRecord>, now: BootTime) {
-        let Some(pending) = self.pending_read.take() else { return };
-        for stream in &self.settings.streams.clone() {
-            if self.leases.get_mut(stream).is_some_and(StreamLease::accepts_read) {
-                self.apply_record(stream, records.get(stream).copied(), now);
+        let Some(read) = self.reads.finish() else { return };
+        for (stream, lease) in &mut self.leases {
+            if lease.accepts_read() {
+                self.outputs.extend(lease.apply_record(records.get(stream).copied(), now));
             }
         }
-        if self.membership.on_records_read(pending.confirmed_at, now) {
+        if self.membership.on_records_read(read.confirmed_at, now) {
             // The same failure may have disconnected the holders. They have one lifetime to return, because their
             // buffers and sessions are worth more than a new session.
             self.acquire_from.get_or_insert(now + self.settings.lease_ttl);
@@ -250,123 +215,183 @@ impl Lease {
     }
 
     fn on_read_failed(&mut self, now: BootTime) {
-        self.pending_read = None;
-        self.read_records_at = self.read_records_at.min(now + self.settings.lease_ttl.mul_f64(RENEWAL_PART));
+        self.reads.finish();
+        self.reads.expedite(now + self.settings.lease_ttl.mul_f64(RENEWAL_PART));
     }
 
     fn on_record_changed(&mut self, stream: &StreamName, fence: Fence, outcome: ChangeOutcome, now: BootTime) {
+        let is_reading = self.reads.is_in_flight();
         let Some(lease) = self.leases.get_mut(stream) else { return };
-        let Some(record) = lease.pending_change.take_if(|record| record.fence == fence) else { return };
-        lease.is_newer_than_read = self.pending_read.is_some();
+        let Some(record) = lease.end_change(fence, is_reading) else { return };
         match outcome {
             ChangeOutcome::Done => {
-                self.apply_record(stream, Some(record), now);
+                self.outputs.extend(lease.apply_record(Some(record), now));
                 if let Some(to) = record.holder.filter(|holder| *holder != self.settings.me) {
-                    self.outputs.push_back(Output::Send {
-                        to,
-                        note: PeerMessage::HandedOver { stream: stream.clone(), fence },
-                    });
+                    let note = PeerMessage::HandedOver { stream: stream.clone(), fence };
+                    self.outputs.push_back(Output::Send { to, note });
                 }
             }
             ChangeOutcome::Refused | ChangeOutcome::Unknown => {
-                lease.last_read = None;
+                lease.forget_record();
                 self.read_records_soon(now);
             }
         }
     }
 
-    /// Applies a record of the store.
-    fn apply_record(&mut self, stream: &StreamName, record: Option<LeaseRecord>, now: BootTime) {
-        let Some(lease) = self.leases.get_mut(stream) else { return };
-        lease.last_read = Some(RecordRead { record, at: now });
-        let mine = record.filter(|record| record.holder == Some(self.settings.me)).map(|record| record.fence);
-        match (lease.fence(), mine) {
-            (None, None) => (),
-            (Some(known), Some(fence)) if known == fence => (),
-            (_, Some(fence)) => {
-                lease.role = LeaseRole::Owner { fence };
-                self.outputs.push_back(Output::BecomeOwner { stream: stream.clone(), fence });
-            }
-            (Some(_), None) => self.release(stream),
-        }
-    }
-
-    fn release(&mut self, stream: &StreamName) {
-        if let Some(lease) = self.leases.get_mut(stream) {
-            lease.role = LeaseRole::Idle;
-            self.outputs.push_back(Output::Release { stream: stream.clone() });
-        }
-    }
-
     fn on_fenced(&mut self, stream: &StreamName, fence: Fence, now: BootTime) {
-        let Some(lease) = self.leases.get_mut(stream).filter(|lease| lease.fence() == Some(fence)) else { return };
-        lease.last_read = None;
-        lease.is_newer_than_read = self.pending_read.is_some();
-        self.read_records_soon(now);
-        self.release(stream);
+        let is_reading = self.reads.is_in_flight();
+        let release = self.leases.get_mut(stream).and_then(|lease| lease.on_fenced(fence, is_reading));
+        if release.is_some() {
+            self.read_records_soon(now);
+        }
+        self.outputs.extend(release);
     }
 
     fn on_heartbeat(&mut self, from: ReplicaId, now: BootTime) {
         if self.members.iter().any(|member| member.replica == from) {
-            self.last_heartbeats.insert(from, now);
+            self.watch.on_heartbeat(from, now);
         }
     }
 
-    fn on_peer_message(&mut self, from: ReplicaId, note: PeerMessage, now: LeaseMoment) {
-        match note {
-            PeerMessage::RequestHandover { stream } => self.on_handover_requested(from, &stream, now.boot),
-            PeerMessage::Ready { stream } => self.hand_over(from, &stream, now),
+    fn on_peer_message(&mut self, from: ReplicaId, message: PeerMessage, now: LeaseMoment) {
+        match message {
+            PeerMessage::RequestHandover { stream } if self.has_room() => {
+                let until = now.boot + self.settings.handover_timeout;
+                self.change_lease(&stream, |lease| lease.on_handover_requested(from, until));
+            }
+            PeerMessage::RequestHandover { .. } => (),
+            PeerMessage::Ready { stream } => self.change_lease(&stream, |lease| lease.hand_over(from, now.nonce)),
             PeerMessage::HandedOver { stream, fence } => self.on_handed_over(from, &stream, fence, now.boot),
         }
     }
 
+    /// The last holder reports that the record moved to this replica.
+    fn on_handed_over(&mut self, giver: ReplicaId, stream: &StreamName, fence: Fence, now: BootTime) {
+        let is_reading = self.reads.is_in_flight();
+        let Some(lease) = self.leases.get_mut(stream).filter(|lease| !lease.is_changing()) else { return };
+        if lease.is_preparing_for(giver) {
+            self.outputs.extend(lease.on_handed_over(fence, is_reading, now));
+        } else {
+            self.reads.expedite(now);
+        }
+    }
+
+    /// Acts on the current members. They were read after a renewal that was sent at `sent`.
+    fn rebalance(&mut self, sent: BootTime, now: LeaseMoment) {
+        let assignment = |lease: &StreamLease| lease.assignment(&self.members, sent);
+        let assignments: BTreeMap<_, _> =
+            self.leases.iter().filter_map(|(stream, lease)| Some((stream.clone(), assignment(lease)?))).collect();
+        let RebalancePlan { acquisitions, transfers } = plan::plan(&self.members, &assignments);
+        for (stream, lease) in &mut self.leases {
+            lease.track_vacancy(assignments.get(stream) == Some(&Assignment::Vacant), now.boot);
+        }
+        for (stream, taker) in acquisitions {
+            if self.may_acquire(&stream, taker, now.boot) {
+                self.change_lease(&stream, |lease| lease.acquire(now.nonce));
+            }
+        }
+        let me = self.settings.me;
+        for step in transfers.iter().filter(|step| step.from == me) {
+            self.request_handover(&step.stream, step.to, now.boot);
+        }
+        let has_successor = self.members.iter().any(|member| member.limit > 0 && member.replica != me);
+        if self.lifecycle.must_abandon(has_successor) {
+            self.abandon_all(now.nonce);
+        }
+        self.follow_holders(&assignments, now.boot);
+    }
+
+    /// Whether this replica takes a vacant stream: by plan, or because the planned replica does not take it.
+    fn may_acquire(&self, stream: &StreamName, taker: ReplicaId, now: BootTime) -> bool {
+        let neglected = self.settings.lease_ttl * NEGLECTED_LIFETIMES;
+        let vacant_since = self.leases.get(stream).and_then(StreamLease::vacant_since);
+        let is_neglected = vacant_since.is_some_and(|since| since + neglected <= now);
+        let is_allowed = self.acquire_from.is_some_and(|from| from <= now);
+        is_allowed && self.has_room() && (taker == self.settings.me || is_neglected)
+    }
+
+    fn request_handover(&mut self, stream: &StreamName, to: ReplicaId, now: BootTime) {
+        if self.leases.values().filter(|lease| lease.is_handing_over()).count() < HANDOVERS_MAX {
+            let until = now + self.settings.handover_timeout;
+            self.change_lease(stream, |lease| lease.request_handover(to, until));
+        }
+    }
+
+    /// Starts to follow the streams of which this replica is the standby, and stops for the others.
+    fn follow_holders(&mut self, assignments: &BTreeMap<StreamName, Assignment>, now: BootTime) {
+        let me = self.settings.me;
+        for (stream, assignment) in assignments {
+            let Assignment::Held(holder) = *assignment else { continue };
+            let is_standby = self.settings.standby.contains(stream)
+                && holder != me
+                && plan::standby(stream, holder, &self.members) == Some(me);
+            self.change_lease(stream, |lease| lease.follow(is_standby, now));
+        }
+    }
+
+    /// Takes over the streams of dead holders, after the store has answered this replica.
+    fn check_holders(&mut self, now: LeaseMoment) {
+        let due = |lease: &StreamLease| self.holder_health(lease).filter(|health| health.at() <= now.boot);
+        let due: Vec<_> =
+            self.leases.iter().filter_map(|(stream, lease)| Some((stream.clone(), due(lease)?))).collect();
+        for (stream, health) in due {
+            match health {
+                HolderHealth::Suspect(_) => self.membership.renew_now(now.boot),
+                HolderHealth::Dead(_) if self.has_room() => {
+                    self.change_lease(&stream, |lease| lease.acquire(now.nonce));
+                }
+                HolderHealth::Dead(_) => (),
+            }
+        }
+    }
+
+    /// The health of the holder of a followed stream, and when to act on it.
+    fn holder_health(&self, lease: &StreamLease) -> Option<HolderHealth> {
+        let (holder, since) = lease.followed().filter(|_| self.has_room())?;
+        let acquire_from = self.acquire_from?;
+        match self.watch.health(holder, since, &self.membership)? {
+            HolderHealth::Dead(at) => Some(HolderHealth::Dead(at.max(acquire_from))),
+            suspect @ HolderHealth::Suspect(_) => Some(suspect),
+        }
+    }
+
+    fn drain(&mut self, until: BootTime, now: BootTime) {
+        if self.lifecycle.is_active() {
+            self.lifecycle = Lifecycle::Draining { until };
+            self.membership.renew_now(now);
+        }
+    }
+
+    /// Ends draining at its deadline, or when nothing is left to hand over.
+    fn leave_when_done(&mut self, now: LeaseMoment) {
+        if self.lifecycle.deadline().is_some_and(|until| until <= now.boot) {
+            self.lifecycle = Lifecycle::Abandoning;
+            self.abandon_all(now.nonce);
+        }
+        let is_busy = self.leases.values().any(StreamLease::is_busy);
+        let is_preparing = self.leases.values().any(StreamLease::is_preparing);
+        if self.lifecycle.is_done(is_busy, is_preparing) {
+            self.lifecycle = Lifecycle::Left;
+            self.outputs.push_back(Output::Leave);
+        }
+    }
+
+    fn abandon_all(&mut self, nonce: u128) {
+        self.outputs.extend(self.leases.values_mut().filter_map(|lease| lease.abandon(nonce)));
+    }
+
     /// Whether this replica owns a stream with a standby.
     fn sends_heartbeats(&self) -> bool {
-        let followed = |stream: &StreamName| self.leases.get(stream).is_some_and(|lease| lease.fence().is_some());
-        self.membership.is_valid() && self.settings.standby.iter().any(followed)
+        let is_owner = |stream: &StreamName| self.leases.get(stream).is_some_and(|lease| lease.fence().is_some());
+        self.membership.is_valid() && self.settings.standby.iter().any(is_owner)
     }
 
     fn limit(&self) -> usize {
-        match self.lifecycle {
-            Lifecycle::Active => self.settings.limit,
-            Lifecycle::Draining { .. } | Lifecycle::Abandoning | Lifecycle::Left => 0,
-        }
+        if self.lifecycle.is_active() { self.settings.limit } else { 0 }
     }
 
-    /// The number of streams that are owned or requested.
-    fn held_len(&self) -> usize {
-        let me = Some(self.settings.me);
-        let held = |lease: &&StreamLease| {
-            lease.fence().is_some() || lease.pending_change.is_some_and(|record| record.holder == me)
-        };
-        self.leases.values().filter(held).count()
-    }
-
+    /// Whether the streams that are owned or requested are fewer than the limit.
     fn has_room(&self) -> bool {
-        self.held_len() < self.limit()
-    }
-}
-
-/// The health of a holder, as its standby sees it.
-#[derive(Debug, Clone, Copy)]
-enum HolderHealth {
-    /// From this time on the holder is suspect, if this replica can still reach the store.
-    Suspect(BootTime),
-    /// From this time on the holder counts as dead. The store answered this replica in the meantime.
-    Dead(BootTime),
-}
-
-impl HolderHealth {
-    fn at(self) -> BootTime {
-        match self {
-            Self::Suspect(at) | Self::Dead(at) => at,
-        }
-    }
-}
-
-/// Shifts times to a later zero. Earlier times become zero.
-fn rebase<'a>(moments: impl IntoIterator<Item = &'a mut BootTime>, by: Duration) {
-    for moment in moments {
-        *moment = moment.saturating_sub(by);
+        self.leases.values().filter(|lease| lease.is_held()).count() < self.limit()
     }
 }

@@ -3,7 +3,16 @@
 
 use std::{mem, time::Duration};
 
-use super::{BootTime, Settings};
+use super::{
+    boot_time::{self, BootTime},
+    settings::Settings,
+};
+
+/// A membership is renewed after this part of its lifetime.
+pub(super) const RENEWAL_PART: f64 = 0.2;
+
+/// A membership counts as valid for this part of its lifetime, from the sending of a renewal.
+const VALID_PART: f64 = 0.6;
 
 /// The machine of a membership.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -32,8 +41,8 @@ enum Validity {
 impl Membership {
     pub(super) fn new(settings: &Settings, now: BootTime) -> Self {
         Self {
-            valid_for: settings.lease_ttl.mul_f64(super::VALID_PART),
-            renewal_interval: settings.lease_ttl.mul_f64(super::RENEWAL_PART),
+            valid_for: settings.lease_ttl.mul_f64(VALID_PART),
+            renewal_interval: settings.lease_ttl.mul_f64(RENEWAL_PART),
             recovery_interval: settings.heartbeat_interval,
             validity: Validity::Invalid,
             sent_at: None,
@@ -138,9 +147,9 @@ impl Membership {
     }
 
     pub(super) fn rebase(&mut self, by: Duration) {
-        super::rebase(self.sent_at.iter_mut().chain(&mut self.confirmed_at).chain([&mut self.due_at]), by);
+        boot_time::rebase(self.sent_at.iter_mut().chain(&mut self.confirmed_at).chain([&mut self.due_at]), by);
         match &mut self.validity {
-            Validity::Valid { since, until } => super::rebase([since, until], by),
+            Validity::Valid { since, until } => boot_time::rebase([since, until], by),
             Validity::Invalid => (),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::BootTime;
+use super::boot_time::BootTime;
 use crate::model::{Fence, ReplicaId, StreamName};
 
 /// A live replica, as the store lists it.

@@ -3,7 +3,7 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use super::Member;
+use super::messages::Member;
 use crate::model::{ReplicaId, StreamName, stable_hash};
 
 /// The current holder of a stream.
