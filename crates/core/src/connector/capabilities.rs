@@ -118,16 +118,6 @@ pub enum Liveness {
     QuietFor(Duration),
 }
 
-impl Liveness {
-    /// The time without any frame after which a socket is live.
-    pub fn quiet_period(self) -> Option<Duration> {
-        match self {
-            Self::Reply => None,
-            Self::ReplyOrQuietFor(wait) | Self::QuietFor(wait) => Some(wait),
-        }
-    }
-}
-
 /// Where the token goes on the upgrade request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credential {
