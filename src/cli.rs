@@ -27,6 +27,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     config::{Environment, Findings},
     model::Span,
+    telemetry::texts,
 };
 
 /// Keeps one WebSocket per contact-centre stream and serves every consumer from one durable log.
@@ -181,12 +182,10 @@ impl CliError {
 }
 
 /// Writes the error and its chain of causes.
-fn causes(error: &dyn std::error::Error, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "error: {error}")?;
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        writeln!(out, "  because: {error}")?;
-        cause = error.source();
+fn causes(error: &(dyn std::error::Error + 'static), out: &mut impl Write) -> io::Result<()> {
+    for (index, text) in texts(error).iter().enumerate() {
+        let label = if index == 0 { "error" } else { "  because" };
+        writeln!(out, "{label}: {text}")?;
     }
     Ok(())
 }

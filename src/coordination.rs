@@ -30,7 +30,9 @@ use crate::{
     clock,
     model::{Fence, ReplicaId, StreamName},
     protocol::lease::{self, Lease},
+    store::redis::connection::CommandError,
     tasks::Tasks,
+    telemetry::chain,
 };
 
 /// Updates of streams that may wait. At the bound the sender waits.
@@ -59,7 +61,7 @@ struct ReplicaShared {
     unreadable: Mutex<BTreeMap<StreamName, String>>,
     unreadable_members: Mutex<Vec<String>>,
     /// Consecutive failed renewals, and the error of the last one.
-    renewal_failures: Mutex<(u32, String)>,
+    renewal_failures: Mutex<(u32, Option<CommandError>)>,
 }
 
 impl Replica {
@@ -104,9 +106,9 @@ impl Replica {
     /// is due every fifth of the lease.
     pub fn health(&self) -> Result<(), String> {
         let failing = self.shared.renewal_failures.lock();
-        match *failing {
-            (failures, ref why) if failures >= RENEWAL_FAILURES_MAX => {
-                Err(format!("the membership of this replica is not renewed: {why}"))
+        match &*failing {
+            (failures, Some(error)) if *failures >= RENEWAL_FAILURES_MAX => {
+                Err(format!("the membership of this replica is not renewed: {}", chain(error)))
             }
             (_, _) => Ok(()),
         }
@@ -129,9 +131,9 @@ impl Replica {
 }
 
 impl ReplicaShared {
-    fn renewal_failed(&self, why: String) {
+    fn renewal_failed(&self, error: CommandError) {
         let mut failing = self.renewal_failures.lock();
-        *failing = (failing.0.saturating_add(1), why);
+        *failing = (failing.0.saturating_add(1), Some(error));
     }
 
     fn renewed(&self) {

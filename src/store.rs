@@ -8,14 +8,17 @@ pub mod redis;
 pub mod sinks;
 mod tickets;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, error::Error, sync::Arc, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{
-    Batch, Checkpoint, ConsumerName, Epoch, FeedId, Fence, Lineage, Mark, Offset, Revocation, RevocationTarget, Size,
-    Span, StreamName, Timestamp,
+use crate::{
+    model::{
+        Batch, Checkpoint, ConsumerName, Epoch, FeedId, Fence, Lineage, Mark, Offset, Revocation, RevocationTarget,
+        Size, Span, StreamName, Timestamp,
+    },
+    telemetry::Cause,
 };
 
 /// How much of each stream is kept. The newest entry is always kept, with the entries of its batch: the embedded store
@@ -108,23 +111,23 @@ impl Append {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {
     /// The disk is full or the store cannot be written now. Hold the events and retry.
-    #[error("store unavailable: {0}")]
-    Unavailable(String),
+    #[error("store unavailable")]
+    Unavailable(#[source] Cause),
     /// Another replica owns the stream.
     #[error("stale fence: another replica owns the stream")]
     Fenced,
     /// The log does not end where this writer's last append ended: the server was rolled back, or an append without an
     /// answer was applied later. Nothing more can be appended under this claim. The owner drops the writer and claims the
     /// log again under the same fence; the new claim has the end of the log and its position.
-    #[error("the log diverged: {0}")]
-    Diverged(String),
+    #[error("the log diverged")]
+    Diverged(#[source] Cause),
     /// The data of this stream cannot be used: a key of another type, a foreign entry, or an invalid field. Other streams
     /// are not affected. Claim the log again until an operator has repaired it.
-    #[error("the log cannot be used: {0}")]
-    UnusableLog(String),
+    #[error("the log cannot be used")]
+    UnusableLog(#[source] Cause),
     /// The store is broken; the process must end and open it again.
-    #[error("store broken: {0}")]
-    Broken(String),
+    #[error("store broken")]
+    Broken(#[source] Cause),
 }
 
 /// How soon a failed opening of the store is retried.
@@ -168,8 +171,15 @@ impl LogFollower {
 
 /// Entries could not be read.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("the store could not be read: {0}")]
-pub struct ReadError(pub String);
+#[error("the store could not be read")]
+pub struct ReadError(#[source] Cause);
+
+impl ReadError {
+    /// A failed read because of an error, or of a fact that no other error states.
+    pub fn new(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(Cause::new(cause))
+    }
+}
 
 /// One of the stores.
 #[derive(Debug, Clone)]

@@ -265,8 +265,8 @@ impl StreamRegistry {
 async fn claim(log: &EventLog) -> Result<Option<LogWriter>, AppendError> {
     match log.claim(None).await {
         Ok(writer) => Ok(Some(writer)),
-        Err(AppendError::Unavailable(why)) => {
-            tracing::warn!(stream = %log.name(), why, "cannot claim the log yet, will retry");
+        Err(AppendError::Unavailable(cause)) => {
+            tracing::warn!(stream = %log.name(), error = chain(&cause), "cannot claim the log yet, will retry");
             Ok(None)
         }
         Err(

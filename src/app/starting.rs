@@ -11,7 +11,7 @@ use crate::{
     event_log::EventLogs,
     protocol::backoff::BackoffCurve,
     store::{Retry, Store},
-    telemetry::metrics,
+    telemetry::{chain, metrics},
 };
 
 /// Delays if the store may recover without an operator.
@@ -41,7 +41,7 @@ pub(super) async fn open(config: &Config, progress: &StartupProgress) -> (Store,
             Err(error) => {
                 metrics::store_failed("open");
                 let delay = failures.delay(super::retry(&error));
-                let reason = format!("{error:#}");
+                let reason = chain(error.as_ref());
                 failures.log(&reason, delay);
                 progress.failed(reason);
                 tokio::time::sleep(delay).await;

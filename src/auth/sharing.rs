@@ -225,11 +225,11 @@ impl SharedTokens {
                 self.unavailable = false;
                 return Some(answer);
             }
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => chain(&error),
             Err(_) => format!("no answer within {VAULT_TIMEOUT:?}"),
         };
         if !self.unavailable {
-            tracing::warn!(why, "token vault unavailable; this replica refreshes tokens on its own");
+            tracing::warn!(error = why, "token vault unavailable; this replica refreshes tokens on its own");
         }
         self.unavailable = true;
         None

@@ -29,7 +29,7 @@ use crate::{
     },
     random,
     store::redis::connection::CommandError,
-    telemetry::metrics,
+    telemetry::{chain, metrics},
 };
 
 /// A released stream has this time to make its events durable.
@@ -92,7 +92,7 @@ enum Completion {
     /// The live replicas.
     Renewed(MemberList),
     Listed(LeaseRecords),
-    NoReply(LeaseRequest, String),
+    NoReply(LeaseRequest, CommandError),
     /// The time for a stream to close is over.
     Closed(StreamName),
     Left,
@@ -195,13 +195,13 @@ impl LeaseTask {
                 *self.shared.unreadable.lock() = unreadable;
                 self.handle(Input::RecordsRead { records });
             }
-            Completion::NoReply(request, why) => {
+            Completion::NoReply(request, error) => {
+                if !std::mem::replace(&mut self.store_unreachable, true) {
+                    tracing::warn!(error = chain(&error), "no answer from the store; leases may end");
+                }
                 if request == LeaseRequest::Renew {
                     metrics::replica_renewal_failed();
-                    self.shared.renewal_failed(why.clone());
-                }
-                if !std::mem::replace(&mut self.store_unreachable, true) {
-                    tracing::warn!(why, "no answer from the store; leases may end");
+                    self.shared.renewal_failed(error);
                 }
                 self.handle(Input::RequestFailed(request));
             }
@@ -345,7 +345,7 @@ impl LeaseTask {
         self.work.push(Box::pin(async move {
             Some(match registry.renew(limit, &health, life).await {
                 Ok(lives) => Completion::Renewed(lives),
-                Err(why) => Completion::NoReply(LeaseRequest::Renew, why.to_string()),
+                Err(error) => Completion::NoReply(LeaseRequest::Renew, error),
             })
         }));
     }
@@ -355,7 +355,7 @@ impl LeaseTask {
         self.work.push(Box::pin(async move {
             Some(match registry.records(&streams).await {
                 Ok(records) => Completion::Listed(records),
-                Err(why) => Completion::NoReply(LeaseRequest::ReadRecords, why.to_string()),
+                Err(error) => Completion::NoReply(LeaseRequest::ReadRecords, error),
             })
         }));
     }
@@ -400,9 +400,11 @@ impl LeaseTask {
                 Ok(true) => ChangeOutcome::Done,
                 Ok(false) => ChangeOutcome::Refused,
                 Err(error) => {
-                    tracing::info!(%stream, %error, "lease record not changed");
+                    tracing::info!(%stream, error = chain(&error), "lease record not changed");
                     match error {
-                        CommandError::NotSent(_) | CommandError::Refused { .. } => ChangeOutcome::Refused,
+                        CommandError::NotSent(_) | CommandError::LoginRefused(_) | CommandError::Refused { .. } => {
+                            ChangeOutcome::Refused
+                        }
                         CommandError::NoAnswer(_) => ChangeOutcome::Unknown,
                     }
                 }
@@ -418,7 +420,7 @@ impl LeaseTask {
         let registry = Arc::clone(&self.registry);
         self.publishing.push(Box::pin(async move {
             if let Err(error) = registry.publish(&outgoing).await {
-                tracing::debug!(%error, ?outgoing, "message to another replica not sent");
+                tracing::debug!(error = chain(&error), ?outgoing, "message to another replica not sent");
             }
             None
         }));
@@ -428,7 +430,7 @@ impl LeaseTask {
         let registry = Arc::clone(&self.registry);
         self.work.push(Box::pin(async move {
             if let Err(error) = registry.leave().await {
-                tracing::debug!(%error, "membership not removed; it expires");
+                tracing::debug!(error = chain(&error), "membership not removed; it expires");
             }
             Some(Completion::Left)
         }));

@@ -18,6 +18,7 @@ use crate::{
         connection::{CommandError, LuaScript, PubSubListener, RedisConnection},
         keys::key,
     },
+    telemetry::Cause,
 };
 
 /// The longest valid pause. Replicas write at most [`RETRY_AFTER_MAX`] and its jitter.
@@ -223,7 +224,7 @@ impl TokenVault {
             "done" => Ok(TokenPublishOutcome::Stored),
             "newer" => Ok(TokenPublishOutcome::Superseded),
             "lost" => Ok(TokenPublishOutcome::LockLost),
-            _ => Err(CommandError::NoAnswer(format!("unexpected answer of a script: {answer:?}"))),
+            _ => Err(CommandError::NoAnswer(Cause::new(format!("unexpected answer of a script: {answer:?}")))),
         }
     }
 

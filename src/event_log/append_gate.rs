@@ -2,7 +2,7 @@
 
 use parking_lot::Mutex;
 
-use crate::store::AppendError;
+use crate::{store::AppendError, telemetry::Cause};
 
 /// Whether an append is in flight.
 #[derive(Debug, Default)]
@@ -24,7 +24,9 @@ impl AppendGate {
         assert_ne!(found, GateState::Busy, "appends to one log come one at a time");
         let taken = AppendGuard { gate: self, state_on_drop: GateState::Abandoned };
         match found {
-            GateState::Abandoned => Err(AppendError::Broken("an append was abandoned half-way".to_owned())),
+            GateState::Abandoned => {
+                Err(AppendError::Broken(Cause::new("an append was cancelled before its outcome was known")))
+            }
             GateState::Free | GateState::Busy => Ok(taken),
         }
     }

@@ -124,7 +124,7 @@ impl LogReader {
         let bounds = log.store.bounds(&log.name).await?;
         match bounds.last < last || bounds.lineage.current() != self.lineage.current() {
             true => Ok(None),
-            false => Err(ReadError(format!("the entries after {} are missing", self.position))),
+            false => Err(ReadError::new(format!("the entries after {} are missing", self.position))),
         }
     }
 

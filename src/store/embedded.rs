@@ -47,7 +47,7 @@ use super::{Append, AppendError, LogBounds, LogState, ObservedLog, ReadError, Re
 use crate::{
     clock,
     model::{Batch, ConsumerName, FeedId, Fence, Mark, Offset, Revocation, RevocationTarget, StreamName, Timestamp},
-    telemetry::metrics,
+    telemetry::{Cause, chain, metrics},
 };
 
 /// The most entries that an append should have. Larger appends cost less fsync time per entry.
@@ -75,8 +75,12 @@ pub enum OpenError {
     InUse { path: PathBuf, holder: String },
     #[error("the store in {path} has schema {found}, this program knows {known}: a newer one wrote it")]
     Newer { path: PathBuf, found: i64, known: i64 },
-    #[error("the store in {path} cannot be opened: {reason}")]
-    Database { path: PathBuf, reason: String },
+    #[error("the store in {path} cannot be opened")]
+    Database {
+        path: PathBuf,
+        #[source]
+        cause: Cause,
+    },
     #[error("the store's thread could not be started")]
     Thread(#[source] io::Error),
 }
@@ -226,7 +230,7 @@ impl EmbeddedStore {
 
     pub(super) fn health(&self) -> Result<(), String> {
         if let Some(reason) = self.shared.broken().or_else(|| self.shared.unavailable()) {
-            return Err(reason);
+            return Err(chain(&reason));
         }
         if self.commands.is_closed() { Err("the store is closed".to_owned()) } else { Ok(()) }
     }
@@ -235,7 +239,7 @@ impl EmbeddedStore {
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, AppendError>>) -> Command,
     ) -> Result<T, AppendError> {
-        let ended = || AppendError::Broken(self.shared.broken().unwrap_or_else(|| "the store is closed".to_owned()));
+        let ended = || AppendError::Broken(self.shared.broken().unwrap_or_else(|| Cause::new("the store is closed")));
         let (reply, done) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| ended())?;
         done.await.unwrap_or_else(|_| Err(ended()))
@@ -256,9 +260,9 @@ struct EmbeddedShared {
     readers: Arc<ReaderPool>,
     logs: RwLock<BTreeMap<StreamName, Arc<EmbeddedLog>>>,
     /// Why no further transaction is started.
-    broken: OnceLock<String>,
+    broken: OnceLock<Cause>,
     /// Why writes fail at present: the disk is full, or the files are missing.
-    unavailable: Mutex<Option<String>>,
+    unavailable: Mutex<Option<Cause>>,
     steps: AtomicU64,
     tickets: Mutex<Tickets>,
 }
@@ -297,27 +301,27 @@ impl EmbeddedShared {
         self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn broken(&self) -> Option<String> {
+    fn broken(&self) -> Option<Cause> {
         self.broken.get().cloned()
     }
 
-    fn unavailable(&self) -> Option<String> {
+    fn unavailable(&self) -> Option<Cause> {
         self.unavailable.lock().clone()
     }
 
-    fn set_unavailable(&self, reason: Option<String>) {
+    fn set_unavailable(&self, reason: Option<Cause>) {
         *self.unavailable.lock() = reason;
     }
 
     /// Stops all further transactions until the store is opened again. After damage the next start checks the whole file.
     fn fail(&self, fault: &SqliteFault) {
-        let reason = fault.text();
+        let reason = chain(fault.cause());
         if let SqliteFault::Damaged(_) = fault
-            && let Err(error) = self.directory.write_marker(ShutdownMarker::SuspectedDamage(reason.to_owned()))
+            && let Err(error) = self.directory.write_marker(ShutdownMarker::SuspectedDamage(reason.clone()))
         {
             tracing::error!(%error, "could not record suspected damage; next start may skip the full check");
         }
-        if self.broken.set(reason.to_owned()).is_ok() {
+        if self.broken.set(fault.cause().clone()).is_ok() {
             tracing::error!(reason, "store broken; restart required");
         }
     }
@@ -329,7 +333,7 @@ impl EmbeddedShared {
             SqliteFault::Damaged(_) => self.fail(fault),
             SqliteFault::Unavailable(_) | SqliteFault::Failed(_) => (),
         }
-        ReadError(fault.text().to_owned())
+        ReadError(fault.cause().clone())
     }
 
     fn close_readers(&self) {

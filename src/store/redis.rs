@@ -49,7 +49,7 @@ use super::{Append, AppendError, LogBounds, LogState, ObservedLog, ReadError, Re
 use crate::{
     clock,
     model::{Batch, ConsumerName, FeedId, Fence, Mark, Offset, Revocation, RevocationTarget, StreamName, Timestamp},
-    telemetry::metrics,
+    telemetry::{Cause, chain, metrics},
 };
 
 /// Concurrent reads of entries over all readers, which limits the memory for answers. Further reads wait.
@@ -112,7 +112,7 @@ struct RedisShared {
     /// The clock of the retention.
     age: Mutex<AgeClock>,
     /// Why the last connection check failed.
-    last_error: Mutex<Option<String>>,
+    last_error: Mutex<Option<Cause>>,
     /// The warnings of the start.
     warnings: OnceLock<Vec<String>>,
 }
@@ -169,10 +169,10 @@ impl RedisStore {
     pub async fn run_maintenance(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let answer = self.shared.connection.run::<String>(&cmd("PING")).await;
-            self.shared.set_error(answer.err().map(|error| error.to_string()));
+            self.shared.set_error(answer.err().map(Cause::new));
             for stream in self.shared.streams() {
                 if let Err(error) = self.trim(&stream).await {
-                    tracing::debug!(%stream, %error, "retention not applied; retry follows");
+                    tracing::debug!(%stream, error = chain(&error), "retention not applied; retry follows");
                 }
             }
             tokio::select! {
@@ -199,7 +199,7 @@ impl RedisStore {
     pub(super) async fn bounds(&self, stream: &StreamName) -> Result<LogBounds, ReadError> {
         let RedisShared { settings, connection, scripts, .. } = &*self.shared;
         let found = self.shared.view(stream).bounds(connection, &scripts.bounds, settings.durability).await;
-        let found = found.map_err(|error| ReadError(error.to_string())).and_then(|found| found.map_err(ReadError));
+        let found = found.map_err(ReadError::new).and_then(|found| found.map_err(ReadError::new));
         found.inspect_err(|_| metrics::store_failed("read"))
     }
 
@@ -211,13 +211,13 @@ impl RedisStore {
         match self.shared.view(stream).bounds(connection, &scripts.bounds, settings.durability).await {
             Ok(Ok(extent)) => Ok((extent, None)),
             Ok(Err(why)) => Ok((LogBounds::NONE, Some(why))),
-            Err(error) => Err(ReadError(error.to_string())),
+            Err(error) => Err(ReadError::new(error)),
         }
     }
 
     pub(super) async fn feed(&self, stream: &StreamName) -> Result<Option<FeedId>, ReadError> {
         let found = self.shared.view(stream).feed(&self.shared.connection).await;
-        found.map_err(|error| ReadError(error.to_string())).inspect_err(|_| metrics::store_failed("read"))
+        found.map_err(ReadError::new).inspect_err(|_| metrics::store_failed("read"))
     }
 
     pub(super) async fn claim(
@@ -263,7 +263,7 @@ impl RedisStore {
     pub(super) async fn publish_high_watermark(&self, stream: &StreamName) {
         let Some(log) = self.shared.log(stream) else { return };
         if let Err(error) = log.publish_high_watermark().await {
-            tracing::debug!(%stream, %error, "high watermark not published; followers wait for the next append");
+            tracing::debug!(%stream, error = chain(&error), "high watermark not published; followers wait for the next append");
         }
     }
 
@@ -333,7 +333,7 @@ impl RedisStore {
 
     pub(super) fn health(&self) -> Result<(), String> {
         let trouble = self.shared.last_error.lock().clone();
-        trouble.map_or(Ok(()), Err)?;
+        trouble.map_or(Ok(()), |cause| Err(chain(&cause)))?;
         self.shared.logs.read().values().try_for_each(|log| log.health())
     }
 
@@ -342,7 +342,7 @@ impl RedisStore {
         self.shared.connection.close();
         self.shared.read_connection.close();
         self.shared.reads.close();
-        self.shared.set_error(Some("the store is closed".to_owned()));
+        self.shared.set_error(Some(Cause::new("the store is closed")));
         for log in self.shared.logs.read().values() {
             log.close();
         }
@@ -356,7 +356,7 @@ impl RedisShared {
 
     /// Waits for a permit. Reads have timeouts.
     async fn read_permit(&self) -> Result<SemaphorePermit<'_>, ReadError> {
-        self.reads.acquire().await.map_err(|_| ReadError("the store is closed".to_owned()))
+        self.reads.acquire().await.map_err(|_| ReadError::new("the store is closed"))
     }
 
     fn view(&self, stream: &StreamName) -> Arc<LogView> {
@@ -376,7 +376,7 @@ impl RedisShared {
         self.logs.read().keys().cloned().collect()
     }
 
-    fn set_error(&self, trouble: Option<String>) {
+    fn set_error(&self, trouble: Option<Cause>) {
         *self.last_error.lock() = trouble;
     }
 }

@@ -9,6 +9,7 @@ use super::{AppendError, ReadError, Store};
 use crate::{
     model::{ConsumerName, Fence, Mark, StreamName, Timestamp},
     protocol::lease::LeaseRecord,
+    telemetry::Cause,
 };
 
 /// The highest number of dead letters from the oldest to the newest of one sink. Beyond it
@@ -54,7 +55,9 @@ pub struct SinkAdvance {
 
 /// Why a sink with too many dead letters does not advance.
 pub(super) fn dead_letters_full(sink: &ConsumerName) -> AppendError {
-    AppendError::Unavailable(format!("the sink {sink} has {DEAD_LETTERS_MAX} dead letters; remove the oldest ones"))
+    AppendError::Unavailable(Cause::new(format!(
+        "the sink {sink} has {DEAD_LETTERS_MAX} dead letters; remove the oldest ones"
+    )))
 }
 
 impl Store {

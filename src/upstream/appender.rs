@@ -8,6 +8,7 @@ use crate::{
     event_log::LogWriter,
     model::{Checkpoint, Event, Fence, Mark},
     store::AppendError,
+    telemetry::chain,
 };
 
 /// Delay before an append to an unavailable store is retried.
@@ -40,7 +41,7 @@ impl Appender {
                     reporter.append_succeeded();
                     return Ok(Mark { epoch: self.writer.epoch(), offset });
                 }
-                Err(AppendError::Unavailable(why)) => reporter.store_unavailable(&why),
+                Err(AppendError::Unavailable(cause)) => reporter.store_unavailable(&chain(&cause)),
                 Err(
                     error @ (AppendError::Fenced
                     | AppendError::Diverged(_)

@@ -12,6 +12,7 @@ use crate::{
     model::{Event, FeedId, Fence, Offset, Sequence},
     protocol::stream::{Input, LogHead},
     store::AppendError,
+    telemetry::chain,
 };
 
 /// Interval of position reads on a standby. A new session of the standby makes the platform repeat at most this much.
@@ -93,7 +94,7 @@ pub(super) fn follow_log(log: &EventLog) -> FollowFuture {
     let log = log.clone();
     Box::pin(async move {
         let Err(error) = log.follow().await;
-        tracing::debug!(%error, "stopped following the log");
+        tracing::debug!(error = chain(&error), "stopped following the log");
         std::future::pending::<()>().await;
     })
 }
@@ -102,7 +103,9 @@ pub(super) fn follow_log(log: &EventLog) -> FollowFuture {
 pub(super) async fn claim(log: &EventLog, fence: Option<Fence>) -> Result<LogWriter, AppendError> {
     loop {
         match log.claim(fence).await {
-            Err(AppendError::Unavailable(why)) => tracing::debug!(why, "cannot claim the log yet, will retry"),
+            Err(AppendError::Unavailable(cause)) => {
+                tracing::debug!(error = chain(&cause), "cannot claim the log yet, will retry");
+            }
             claimed => return claimed,
         }
         tokio::time::sleep(STORE_RETRY_DELAY).await;
@@ -204,7 +207,7 @@ impl StreamDriver<'_> {
     pub(super) async fn on_append_error(&mut self, error: AppendError) -> anyhow::Result<()> {
         let Some(ownership) = self.log_access.ownership() else {
             // The append was in flight when another replica took the lease. That replica receives the same events.
-            tracing::info!(%error, "append failed after the lease was lost");
+            tracing::info!(error = chain(&error), "append failed after the lease was lost");
             return Ok(());
         };
         match (error, ownership.fence) {
@@ -213,14 +216,15 @@ impl StreamDriver<'_> {
                 self.lease.report_fenced(fence).await;
                 Ok(())
             }
-            (AppendError::Diverged(why), Some(_)) => {
+            (AppendError::Diverged(cause), Some(_)) => {
+                let why = chain(&cause);
                 tracing::warn!(why, "the log changed outside this replica; claiming it again");
                 self.reporter.log_moved(&why);
                 self.release();
                 Ok(())
             }
-            (AppendError::UnusableLog(why), _) => {
-                self.reporter.append_refused(&why);
+            (AppendError::UnusableLog(cause), _) => {
+                self.reporter.append_refused(&chain(&cause));
                 self.release();
                 Ok(())
             }
@@ -279,7 +283,7 @@ async fn read_newest(log: &EventLog, since: Option<Offset>, kept: usize) -> Resu
     loop {
         match log.newest(after, count).await {
             Ok(events) => return Ok(events),
-            Err(error) => tracing::debug!(%error, "cannot read the newest entries yet, will retry"),
+            Err(error) => tracing::debug!(error = chain(&error), "cannot read the newest entries yet, will retry"),
         }
         tokio::time::sleep(STORE_RETRY_DELAY).await;
     }

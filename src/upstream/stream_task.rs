@@ -24,6 +24,7 @@ use crate::{
     model::Fence,
     protocol::stream::{Input, Settings, Stream},
     store::AppendError,
+    telemetry::chain,
 };
 
 /// The task of one stream.
@@ -154,12 +155,12 @@ impl StreamTask {
                 () = self.lease.changed() => return None,
                 claimed = claiming => claimed,
             };
-            let Err(AppendError::UnusableLog(why)) = claimed else {
+            let Err(AppendError::UnusableLog(cause)) = claimed else {
                 self.reporter.log_claimed();
                 self.lease.report_failed(self.reporter.log_error()).await;
                 return Some(claimed);
             };
-            self.reporter.log_unusable(&why);
+            self.reporter.log_unusable(&chain(&cause));
             wait = Some(CLAIM_RETRY_DELAY);
         }
     }

@@ -16,6 +16,7 @@ use crate::{
     clock,
     config::Config,
     model::{AccountName, StreamName},
+    telemetry::chain,
     upstream::StreamStatus,
 };
 
@@ -60,7 +61,7 @@ async fn store(config: &Config, out: &mut impl Write) -> std::io::Result<usize> 
             }
             line(out, "store", ConnectVerdict::Good(tried.summary))
         }
-        Err(error) => line(out, "store", ConnectVerdict::Failed(format!("{error:#}"))),
+        Err(error) => line(out, "store", ConnectVerdict::Failed(chain(error.as_ref()))),
     }
 }
 

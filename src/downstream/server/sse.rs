@@ -280,7 +280,7 @@ impl EndlessResponse {
 
     async fn reload(&self, turn: &mut OutgoingBatch) -> Result<(), ReadError> {
         turn.reload(&self.memory, &self.feed).await.map_err(|lost| match lost {
-            RecallError::Trimmed => ReadError("entries of a slow reader are no longer stored".to_owned()),
+            RecallError::Trimmed => ReadError::new("entries of a slow reader are no longer stored"),
             RecallError::Unreadable(error) => error,
         })
     }

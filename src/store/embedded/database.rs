@@ -15,7 +15,10 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, config::DbConfig, ffi, params};
 
 use super::fault::SqliteFault;
-use crate::model::{Batch, EnvelopeHeader, Epoch, Lineage, Offset};
+use crate::{
+    model::{Batch, EnvelopeHeader, Epoch, Lineage, Offset},
+    telemetry::Cause,
+};
 
 /// The schema that this program writes and reads, stored in `user_version`.
 pub(super) const SCHEMA: i64 = SCHEMA_STEPS.len() as i64;
@@ -156,7 +159,7 @@ pub(super) fn read_batch(row: &Row<'_>) -> Result<Batch, SqliteFault> {
     let last = Offset(row.get::<_, i64>(1)?.cast_unsigned());
     let slots = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
     let bytes = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
-    let damaged = || SqliteFault::Damaged(format!("the entries from offset {first} on are not what was written"));
+    let damaged = || SqliteFault::damaged(format!("the entries from offset {first} on are not what was written"));
     if i64::from(crc(first, last, slots, bytes)) != row.get::<_, i64>(2)? {
         return Err(damaged());
     }
@@ -179,7 +182,7 @@ pub(super) fn read_lineage(current: Epoch, earlier: &str) -> Result<Lineage, Sql
     };
     let earlier: Option<Vec<_>> = earlier.split_whitespace().map(ended).collect();
     let earlier =
-        earlier.ok_or_else(|| SqliteFault::Damaged("the epochs of a stream are not what was written".to_owned()))?;
+        earlier.ok_or_else(|| SqliteFault::damaged("the epochs of a stream are not what was written".to_owned()))?;
     Ok(Lineage::with_earlier(current, earlier))
 }
 
@@ -310,12 +313,12 @@ pub(super) fn header(path: &Path) -> io::Result<Option<DatabaseHeader>> {
 }
 
 /// The result of a structure check.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum CheckOutcome {
     Sound,
     /// No fault was found in the time given.
     Unfinished,
-    Damaged(String),
+    Damaged(Cause),
 }
 
 /// SQLite's own check of the structure, for at most `time_max`.
@@ -334,13 +337,13 @@ pub(super) fn quick_check(connection: &Connection, time_max: Duration) -> Result
     });
     match found {
         Ok(text) if text == "ok" => Ok(CheckOutcome::Sound),
-        Ok(text) if is_failed_read(&text) => Err(SqliteFault::Failed(text)),
-        Ok(text) => Ok(CheckOutcome::Damaged(text)),
+        Ok(text) if is_failed_read(&text) => Err(SqliteFault::Failed(Cause::new(text))),
+        Ok(text) => Ok(CheckOutcome::Damaged(Cause::new(text))),
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => {
             Ok(CheckOutcome::Unfinished)
         }
         Err(error) => match SqliteFault::from(error) {
-            SqliteFault::Damaged(text) => Ok(CheckOutcome::Damaged(text)),
+            SqliteFault::Damaged(cause) => Ok(CheckOutcome::Damaged(cause)),
             fault @ (SqliteFault::Unavailable(_) | SqliteFault::Failed(_)) => Err(fault),
         },
     }
@@ -365,7 +368,7 @@ pub(super) fn check_ends(connection: &Connection) -> Result<(), SqliteFault> {
         let last = Offset(row.get::<_, i64>(2)?.cast_unsigned());
         let newest = newest_batch(connection, number)?.map_or(Offset::START, |batch| batch.last());
         if newest != last {
-            return Err(SqliteFault::Damaged(format!("{name} ends at {newest}, its record says {last}")));
+            return Err(SqliteFault::damaged(format!("{name} ends at {newest}, its record says {last}")));
         }
     }
     Ok(())
@@ -390,7 +393,7 @@ pub(super) fn check_all(connection: &Connection) -> Result<(), SqliteFault> {
         let found: i64 = row.get(0)?;
         let stream = found >> OFFSET_BITS;
         if expected.is_some_and(|expected| expected >> OFFSET_BITS == stream && expected != found) {
-            return Err(SqliteFault::Damaged(format!("entries before offset {} are missing", key_offset(found))));
+            return Err(SqliteFault::damaged(format!("entries before offset {} are missing", key_offset(found))));
         }
         let batch = read_batch(row)?;
         expected = Some(key(stream, batch.last().next()));

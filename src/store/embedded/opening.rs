@@ -15,6 +15,7 @@ use super::{
     fault::SqliteFault,
     identity::{self, WalIdentity},
 };
+use crate::telemetry::{Cause, chain};
 
 /// A start after a kill checks for damage for at most this time; reads find the remaining damage.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(5);
@@ -80,9 +81,13 @@ pub(super) fn open(directory: &Directory) -> Result<(Connection, bool), OpenErro
     }
     let (connection, replaced) = match outcome {
         Ok(connection) => (connection, before == ShutdownMarker::Replaced),
-        Err(OpenFailure::Damaged(reason)) => {
-            let aside = directory.quarantine().map_err(unusable)?;
-            tracing::error!(reason, aside = %aside.display(), "the store is damaged; it was put aside and begins anew");
+        Err(OpenFailure::Damaged(cause)) => {
+            let moved_to = directory.quarantine().map_err(unusable)?.display().to_string();
+            tracing::error!(
+                reason = chain(&cause),
+                moved_to,
+                "store damaged; files moved, an empty store replaces them"
+            );
             (execute(directory, OpenPlan::Create, &wal).map_err(|refusal| refusal.into_error(directory))?, true)
         }
         Err(refusal) => return Err(refusal.into_error(directory)),
@@ -106,20 +111,24 @@ fn len(path: &Path) -> io::Result<u64> {
 }
 
 enum OpenFailure {
-    Damaged(String),
+    Damaged(Cause),
     Newer(i64),
-    Unavailable(String),
-    Failed(String),
+    Unavailable(Cause),
+    Failed(Cause),
     Io(io::Error),
 }
 
 impl OpenFailure {
+    fn damaged(what: impl Into<String>) -> Self {
+        Self::Damaged(Cause::new(what.into()))
+    }
+
     fn into_error(self, directory: &Directory) -> OpenError {
         let path = directory.path().to_owned();
         match self {
             Self::Newer(found) => OpenError::Newer { path, found, known: database::SCHEMA },
-            Self::Damaged(reason) | Self::Unavailable(reason) | Self::Failed(reason) => {
-                OpenError::Database { path, reason }
+            Self::Damaged(cause) | Self::Unavailable(cause) | Self::Failed(cause) => {
+                OpenError::Database { path, cause }
             }
             Self::Io(source) => OpenError::Directory { path, source },
         }
@@ -129,9 +138,9 @@ impl OpenFailure {
 impl From<SqliteFault> for OpenFailure {
     fn from(fault: SqliteFault) -> Self {
         match fault {
-            SqliteFault::Damaged(text) => Self::Damaged(text),
-            SqliteFault::Unavailable(text) => Self::Unavailable(text),
-            SqliteFault::Failed(text) => Self::Failed(text),
+            SqliteFault::Damaged(cause) => Self::Damaged(cause),
+            SqliteFault::Unavailable(cause) => Self::Unavailable(cause),
+            SqliteFault::Failed(cause) => Self::Failed(cause),
         }
     }
 }
@@ -144,7 +153,7 @@ impl From<rusqlite::Error> for OpenFailure {
 
 fn execute(directory: &Directory, plan: OpenPlan, wal: &WalIdentity) -> Result<Connection, OpenFailure> {
     if let OpenPlan::Replace(reason) = plan {
-        return Err(OpenFailure::Damaged(reason.to_owned()));
+        return Err(OpenFailure::damaged(reason));
     }
     if plan != OpenPlan::Create {
         check_header(directory, plan)?;
@@ -158,11 +167,11 @@ fn execute(directory: &Directory, plan: OpenPlan, wal: &WalIdentity) -> Result<C
             database::migrate(&mut connection, older)?;
         }
         Some(newer) if newer > database::SCHEMA => return Err(OpenFailure::Newer(newer)),
-        Some(older) => return Err(OpenFailure::Damaged(format!("schema version {older} never existed"))),
+        Some(older) => return Err(OpenFailure::damaged(format!("schema version {older} never existed"))),
         None if plan == OpenPlan::Create || directory.marker() == ShutdownMarker::Missing => {
             database::create(&mut connection)?;
         }
-        None => return Err(OpenFailure::Damaged("the tables are gone".to_owned())),
+        None => return Err(OpenFailure::damaged("the tables are gone")),
     }
     checkpoint_leftovers(&connection, plan)?;
     database::stamp(&connection)?;
@@ -179,7 +188,7 @@ fn checkpoint_leftovers(connection: &Connection, plan: OpenPlan) -> Result<(), O
         OpenPlan::Create | OpenPlan::Trust | OpenPlan::Replace(_) => Ok(()),
         OpenPlan::Check | OpenPlan::FullCheck => match database::checkpoint_wal(connection, true)?.complete {
             true => Ok(()),
-            false => Err(OpenFailure::Failed("a reader of another process holds up the write-ahead log".to_owned())),
+            false => Err(OpenFailure::Failed(Cause::new("a reader of another process delays the checkpoint"))),
         },
     }
 }
@@ -187,14 +196,14 @@ fn checkpoint_leftovers(connection: &Connection, plan: OpenPlan) -> Result<(), O
 fn check_header(directory: &Directory, plan: OpenPlan) -> Result<(), OpenFailure> {
     let path = directory.database();
     let Some(header) = database::header(&path).map_err(OpenFailure::Io)? else {
-        return Err(OpenFailure::Damaged("the file is no database".to_owned()));
+        return Err(OpenFailure::damaged("the file is no database"));
     };
     if header.schema > database::SCHEMA {
         return Err(OpenFailure::Newer(header.schema));
     }
     let len = path.metadata().map_err(OpenFailure::Io)?.len();
     if plan == OpenPlan::Trust && len < header.len {
-        return Err(OpenFailure::Damaged(format!("the file has {len} of {} bytes", header.len)));
+        return Err(OpenFailure::damaged(format!("the file has {len} of {} bytes", header.len)));
     }
     Ok(())
 }
@@ -212,7 +221,7 @@ fn check(connection: &Connection, plan: OpenPlan) -> Result<(), OpenFailure> {
     }
     if plan == OpenPlan::FullCheck {
         database::check_all(connection)?;
-        tracing::warn!("a reader had met damage, but the store is sound");
+        tracing::warn!("a reader found damage, but the full check found none");
     }
     Ok(database::check_ends(connection)?)
 }

@@ -10,7 +10,10 @@ use super::{
     database::{self, BATCH_COLUMNS, Purpose, key, key_max, key_offset, read_batch},
     fault::SqliteFault,
 };
-use crate::model::{Batch, Offset, Timestamp};
+use crate::{
+    model::{Batch, Offset, Timestamp},
+    telemetry::Cause,
+};
 
 /// The maximum number of concurrent reads; further reads wait.
 const READERS_MAX: usize = 4;
@@ -45,7 +48,7 @@ impl ReaderPool {
         self: Arc<Self>,
         read: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, SqliteFault> {
-        let closed = || SqliteFault::Failed("the store is closed".to_owned());
+        let closed = || SqliteFault::Failed(Cause::new("the store is closed"));
         let place = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| closed())?;
         let reading = tokio::task::spawn_blocking(move || {
             let connection = self.connection()?;
@@ -57,7 +60,7 @@ impl ReaderPool {
             drop(place);
             found
         });
-        reading.await.unwrap_or_else(|error| Err(SqliteFault::Failed(error.to_string())))
+        reading.await.unwrap_or_else(|error| Err(SqliteFault::Failed(Cause::new(error))))
     }
 
     /// Rejects further reads and closes the connections.

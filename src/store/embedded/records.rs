@@ -75,7 +75,7 @@ pub(super) fn cursor(
     let mut statement = connection.prepare_cached("SELECT mark FROM cursor WHERE consumer = ?1 AND stream = ?2")?;
     let found = statement.query_row([consumer.as_str(), stream.as_str()], |row| row.get::<_, String>(0)).optional()?;
     let damaged =
-        |text: &str| SqliteFault::Damaged(format!("{text:?} is not a cursor, but {consumer} has it in {stream}"));
+        |text: &str| SqliteFault::damaged(format!("{text:?} is not a cursor, but {consumer} has it in {stream}"));
     found.map(|text| text.parse().map_err(|_| damaged(&text))).transpose()
 }
 
@@ -88,7 +88,7 @@ pub(super) fn revoked(
     let read = |row: rusqlite::Result<(String, Timestamp)>| {
         let (text, at) = row?;
         let whose =
-            text.parse().map_err(|_| SqliteFault::Damaged(format!("{text:?} is not a target of a revocation")))?;
+            text.parse().map_err(|_| SqliteFault::damaged(format!("{text:?} is not a target of a revocation")))?;
         Ok((whose, at))
     };
     rows.map(read).collect()

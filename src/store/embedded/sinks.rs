@@ -185,7 +185,7 @@ pub(super) fn letters(
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         let stream: String = row.get(1)?;
-        let damaged = || SqliteFault::Damaged(format!("{stream:?} in a dead letter is not a stream name"));
+        let damaged = || SqliteFault::damaged(format!("{stream:?} in a dead letter is not a stream name"));
         let letter = DeadLetter {
             stream: stream.parse().map_err(|_| damaged())?,
             mark: read_mark(&row.get::<_, String>(2)?)?,
@@ -205,5 +205,5 @@ pub(super) fn remove_letter(connection: &Connection, sink: &ConsumerName, number
 }
 
 fn read_mark(text: &str) -> Result<Mark, SqliteFault> {
-    text.parse().map_err(|_| SqliteFault::Damaged(format!("{text:?} is not a cursor of a sink")))
+    text.parse().map_err(|_| SqliteFault::damaged(format!("{text:?} is not a cursor of a sink")))
 }

@@ -14,6 +14,7 @@ use crate::{
     model::{Batch, Checkpoint, Epoch, FeedId, Fence, Lineage, Offset, Position, Sequence, StreamName, Timestamp},
     random,
     store::{Append, AppendError, LogState, Retention},
+    telemetry::Cause,
 };
 
 /// The streams that are open, as committed.
@@ -85,7 +86,7 @@ impl<'a> WriteStep<'a> {
             return Ok(Err(AppendError::Fenced));
         };
         if let Some(text) = discontinuity(&held, append) {
-            return Ok(Err(AppendError::Broken(text)));
+            return Ok(Err(AppendError::Broken(Cause::new(text))));
         }
         for batch in &append.batches {
             let len = self.insert_batch(held.number, batch)?;
@@ -215,7 +216,7 @@ impl<'a> WriteStep<'a> {
         let mut statement = self.transaction.prepare_cached("DELETE FROM batch WHERE key = ?1")?;
         let removed = statement.execute([key(number, first)])?;
         if removed != 1 {
-            return Err(SqliteFault::Damaged(format!("the batch of offset {first} is missing")));
+            return Err(SqliteFault::damaged(format!("the batch of offset {first} is missing")));
         }
         self.wal_bytes += APPEND_OVERHEAD;
         Ok(())
@@ -249,7 +250,7 @@ pub(super) fn load(connection: &Connection, stream: &StreamName) -> Result<Optio
 fn read_position(row: &Row<'_>) -> Result<Option<Position>, SqliteFault> {
     let number = row.get::<_, Option<i64>>(6)?.map(|number| Position::Numbered(Sequence(number.cast_unsigned())));
     let Some(text) = row.get::<_, Option<String>>(11)? else { return Ok(number) };
-    let damaged = || SqliteFault::Damaged("the position of a stream is not what was written".to_owned());
+    let damaged = || SqliteFault::damaged("the position of a stream is not what was written".to_owned());
     Position::opaque(&text).map(Some).ok_or_else(damaged)
 }
 

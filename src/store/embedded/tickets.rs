@@ -9,6 +9,7 @@ use super::EmbeddedStore;
 use crate::{
     clock,
     store::{AppendError, tickets::TicketKey},
+    telemetry::Cause,
 };
 
 /// The most tickets at the same time. Beyond it no ticket is issued until one expires or is taken.
@@ -50,7 +51,7 @@ impl EmbeddedStore {
         if self.shared.tickets.lock().put(key, ticket, now) {
             Ok(())
         } else {
-            Err(AppendError::Unavailable(format!("{TICKETS_MAX} tickets were issued and not used")))
+            Err(AppendError::Unavailable(Cause::new(format!("{TICKETS_MAX} tickets were issued and not used"))))
         }
     }
 

@@ -21,7 +21,7 @@ use crate::{
     clock,
     model::Timestamp,
     store::{AppendError, LogState, Retention, age::AgeClock},
-    telemetry::metrics,
+    telemetry::{Cause, chain, metrics},
 };
 
 /// The interval of retention and checkpoints while no commands arrive.
@@ -54,7 +54,7 @@ pub(super) struct EmbeddedWriter {
     /// The size of the write-ahead log at the last check, in bytes.
     wal_len: u64,
     /// Why no entries are accepted: the disk was full, and the reserve is not restored yet.
-    full: Option<String>,
+    full: Option<Cause>,
     presence: FilePresence,
     /// Why no writes are accepted: the files are missing, so the next start would not find the data.
     missing_files: Option<String>,
@@ -140,7 +140,7 @@ impl EmbeddedWriter {
             && self.full.is_none()
         {
             // With entries rejected and the reserve released, the rest of the group may fit.
-            self.release_reserve(reason);
+            self.release_reserve(&reason.clone());
             done = self.execute(&group);
         }
         match done {
@@ -219,42 +219,42 @@ impl EmbeddedWriter {
 
     /// Why writes must stop: the files are not under their names. The check costs two system calls, far less than a
     /// step.
-    fn check_files(&mut self) -> Option<String> {
-        let lost = self.presence.missing();
-        if lost != self.missing_files {
-            match &lost {
+    fn check_files(&mut self) -> Option<Cause> {
+        let missing = self.presence.missing();
+        if missing != self.missing_files {
+            match &missing {
                 Some(reason) => {
-                    tracing::error!(reason, "the store's files are gone: nothing is taken until they are back");
+                    tracing::error!(reason, "store files missing; nothing is stored until they are restored");
                 }
-                None => tracing::info!("the store's files are back: entries are taken"),
+                None => tracing::info!("store files restored; entries are stored again"),
             }
-            self.missing_files = lost.clone();
+            self.missing_files.clone_from(&missing);
             self.publish_unavailable();
         }
-        lost
+        missing.map(Cause::new)
     }
 
     fn publish_unavailable(&self) {
-        self.shared.set_unavailable(self.missing_files.clone().or_else(|| self.full.clone()));
+        self.shared.set_unavailable(self.missing_files.clone().map(Cause::new).or_else(|| self.full.clone()));
     }
 
     /// Creates the reserve. Entries are accepted only while it exists.
     fn make_reserve(&mut self) {
-        let full = self.directory.reserve().make().err().map(|error| error.to_string());
+        let full = self.directory.reserve().make().err().map(Cause::new);
         if full.is_none() && self.full.is_some() {
-            tracing::info!("the disk has room again: entries are taken");
+            tracing::info!("disk space available; entries are stored again");
         }
         self.full = full;
         self.publish_unavailable();
     }
 
     /// The disk is full: releases the reserve's space for the write-ahead log.
-    fn release_reserve(&mut self, reason: &str) {
-        tracing::error!(reason, "the disk has no room: no entries are taken until it has");
-        self.full = Some(reason.to_owned());
+    fn release_reserve(&mut self, cause: &Cause) {
+        tracing::error!(error = chain(cause), "disk full or not writable; no entries are stored until it is writable");
+        self.full = Some(cause.clone());
         self.publish_unavailable();
         if let Err(error) = self.directory.reserve().release() {
-            tracing::warn!(%error, "the reserve could not be given up");
+            tracing::warn!(%error, "cannot release the disk reserve");
         }
         self.checkpoint();
     }
@@ -272,7 +272,7 @@ impl EmbeddedWriter {
     fn record_fault(&mut self, fault: &SqliteFault) {
         metrics::store_failed(fault.reason());
         match fault {
-            SqliteFault::Unavailable(reason) if self.full.is_none() => self.release_reserve(reason),
+            SqliteFault::Unavailable(cause) if self.full.is_none() => self.release_reserve(cause),
             SqliteFault::Unavailable(_) => (),
             SqliteFault::Damaged(_) | SqliteFault::Failed(_) => self.shared.fail(fault),
         }
@@ -300,27 +300,27 @@ impl EmbeddedWriter {
     fn finish(self) {
         self.shared.close_readers();
         let directory = Arc::clone(&self.directory);
-        if let Err(reason) = self.shut_down() {
-            tracing::warn!(reason, "the store could not be left in order: the next start will check it");
+        if let Err(cause) = self.shut_down() {
+            tracing::warn!(error = chain(&cause), "store not closed in order; the next start checks it");
         }
         directory.release();
     }
 
     /// Writes the marker after the checkpoint and before the write-ahead log is removed, so that a kill at any moment
     /// is not taken for a loss.
-    fn shut_down(mut self) -> Result<(), String> {
+    fn shut_down(mut self) -> Result<(), Cause> {
         if let Some(reason) = self.shared.broken().or_else(|| self.check_files()) {
             return Err(reason);
         }
         if let Err(fault) = identity::reseal(&mut self.connection, &self.directory, StoreOrigin::Original) {
             // The seal of the start is still valid.
-            tracing::debug!(reason = fault.text(), "the store was not sealed anew");
+            tracing::debug!(error = chain(fault.cause()), "identity of the store not renewed");
         }
-        if !database::checkpoint_wal(&self.connection, true).map_err(|error| error.to_string())?.complete {
-            return Err("a reader holds it up".to_owned());
+        if !database::checkpoint_wal(&self.connection, true).map_err(Cause::new)?.complete {
+            return Err(Cause::new("a reader delays the checkpoint"));
         }
-        self.directory.write_marker(ShutdownMarker::Clean).map_err(|error| error.to_string())?;
-        database::close_checkpointed(self.connection).map_err(|error| error.to_string())
+        self.directory.write_marker(ShutdownMarker::Clean).map_err(Cause::new)?;
+        database::close_checkpointed(self.connection).map_err(Cause::new)
     }
 }
 

@@ -26,7 +26,11 @@ use tokio::{runtime::Handle, sync::Semaphore};
 
 pub use self::{fault::CommandError, listener::PubSubListener, script::LuaScript};
 use super::{address::Address, credentials::Credentials};
-use crate::{clock, protocol::backoff::BackoffCurve};
+use crate::{
+    clock,
+    protocol::backoff::BackoffCurve,
+    telemetry::{Cause, chain},
+};
 
 /// Delays between failed dials.
 const REDIAL_BACKOFF: BackoffCurve =
@@ -82,7 +86,7 @@ struct Outage {
     failures: u32,
     /// The earliest time of the next dial; none: immediately.
     redial_at: Option<Instant>,
-    why: String,
+    why: CommandError,
     /// The serial of the last connection.
     serial: u64,
 }
@@ -110,7 +114,7 @@ impl RedisConnection {
 
     /// A handle for `address` with logins that are read for each dial.
     pub fn with(address: Address, credentials: Credentials, limits: RedisTimeouts) -> Self {
-        let down = Outage { failures: 0, redial_at: None, why: "it was not dialled yet".to_owned(), serial: 0 };
+        let down = Outage { failures: 0, redial_at: None, why: CommandError::not_sent("not dialled yet"), serial: 0 };
         let shared = ConnectionShared {
             address,
             credentials,
@@ -139,11 +143,11 @@ impl RedisConnection {
     }
 
     /// The reason why there is no connection; Ok when there is one.
-    pub fn health(&self) -> Result<(), String> {
+    pub fn health(&self) -> Result<(), CommandError> {
         match &*self.shared.link.lock() {
             ConnectionState::Up { .. } => Ok(()),
             ConnectionState::Down(down) => Err(down.why.clone()),
-            ConnectionState::Closed => Err("it is closed".to_owned()),
+            ConnectionState::Closed => Err(closed()),
         }
     }
 
@@ -159,8 +163,8 @@ impl RedisConnection {
             DriverConnection::Single(wire) => wire.req_packed_command(command).await,
             DriverConnection::Cluster(wire) => wire.req_packed_command(command).await,
         };
-        let answer = answer.and_then(Value::extract_error).map_err(|error| self.classify(&error, serial))?;
-        redis::from_redis_value(answer).map_err(|error| CommandError::NoAnswer(error.to_string()))
+        let answer = answer.and_then(Value::extract_error).map_err(|error| self.classify(error, serial))?;
+        redis::from_redis_value(answer).map_err(|error| CommandError::NoAnswer(Cause::new(error)))
     }
 
     /// Sends all commands in one batch and waits for their replies. They run in order; commands of other callers may
@@ -172,12 +176,12 @@ impl RedisConnection {
             DriverConnection::Single(wire) => wire.req_packed_commands(commands, 0, count).await,
             DriverConnection::Cluster(wire) => wire.route_pipeline(commands.clone(), 0, count, primary_of(key)).await,
         };
-        let answers = answers.map_err(|error| self.classify(&error, serial))?;
+        let answers = answers.map_err(|error| self.classify(error, serial))?;
         let refused = answers.iter().find_map(|answer| answer.clone().extract_error().err());
         match refused {
-            Some(error) => Err(self.classify(&error, serial)),
+            Some(error) => Err(self.classify(error, serial)),
             None if answers.len() == count => Ok(answers),
-            None => Err(CommandError::NoAnswer("answers are missing".to_owned())),
+            None => Err(CommandError::NoAnswer(Cause::new("answers are missing"))),
         }
     }
 
@@ -202,13 +206,13 @@ impl RedisConnection {
             DriverConnection::Single(_) | DriverConnection::Cluster(_) => return Ok(None),
         };
         let answers = wire.req_packed_commands(commands, 0, commands.len() - unanswered).await;
-        let answers = answers.map_err(|error| self.classify(&error, serial))?;
-        let judged = |answer: Value| answer.extract_error().map_err(|error| self.classify(&error, serial));
+        let answers = answers.map_err(|error| self.classify(error, serial))?;
+        let judged = |answer: Value| answer.extract_error().map_err(|error| self.classify(error, serial));
         Ok(Some(answers.into_iter().map(judged).collect()))
     }
 
     /// Ends that connection, because its replies can no longer be matched to commands.
-    pub fn discard(&self, tie: ConnectionId, why: &str) {
+    pub fn discard(&self, tie: ConnectionId, why: &CommandError) {
         let ConnectionId(serial) = tie;
         self.shared.mark_lost(serial, why);
     }
@@ -234,14 +238,14 @@ impl RedisConnection {
         let ConnectionShared { address, credentials, timeouts: limits, .. } = &*self.shared;
         let connecting = async {
             let address = credentials.resolve(address).await;
-            let address = address.map_err(|error| CommandError::NotSent(error.to_string()))?;
+            let address = address.map_err(|error| CommandError::NotSent(Cause::new(error)))?;
             listener::open(&address, *limits, channels).await.map_err(|error| match error.code() {
-                Some(_) => CommandError::of(&error),
-                None => CommandError::NotSent(fault::text(&error)),
+                Some(_) => CommandError::of(error),
+                None => CommandError::not_connected(error),
             })
         };
         let opened = tokio::time::timeout(limits.connect, connecting).await;
-        opened.unwrap_or_else(|_| Err(CommandError::NotSent(connect_timed_out(limits.connect))))
+        opened.unwrap_or_else(|_| Err(connect_timed_out(limits.connect)))
     }
 
     /// Closes the handle: it sends no further commands.
@@ -266,8 +270,9 @@ impl RedisConnection {
         let serial = self.shared.link.lock().serial() + 1;
         let lost = self.lost_callback(serial);
         let dialling = async {
-            let address = credentials.resolve(address).await.map_err(|error| error.to_string())?;
-            dial::dial(&address, *limits, lost).await.map_err(|error| fault::text(&error))
+            let address =
+                credentials.resolve(address).await.map_err(|error| CommandError::NotSent(Cause::new(error)))?;
+            dial::dial(&address, *limits, lost).await.map_err(CommandError::not_connected)
         };
         let outcome = tokio::time::timeout(limits.connect, dial::within(runtime, dialling)).await;
         let outcome = outcome.unwrap_or_else(|_| Err(connect_timed_out(limits.connect)));
@@ -279,16 +284,16 @@ impl RedisConnection {
         let shared = Arc::downgrade(&self.shared);
         move || {
             if let Some(shared) = shared.upgrade() {
-                shared.mark_lost(serial, "the server hung up");
+                shared.mark_lost(serial, &CommandError::not_sent("the server closed the connection"));
             }
         }
     }
 
     /// Converts an error for the caller, and ends the connection where the error requires it.
-    fn classify(&self, error: &redis::RedisError, serial: u64) -> CommandError {
+    fn classify(&self, error: redis::RedisError, serial: u64) -> CommandError {
         let error = CommandError::of(error);
         if error.ends_connection() {
-            self.shared.mark_lost(serial, &error.to_string());
+            self.shared.mark_lost(serial, &error);
         }
         error
     }
@@ -314,9 +319,7 @@ impl ConnectionShared {
     fn current(&self) -> Result<Option<(DriverConnection, u64)>, CommandError> {
         match &*self.link.lock() {
             ConnectionState::Up { driver: wire, serial } => Ok(Some((wire.clone(), *serial))),
-            ConnectionState::Down(down) if down.redial_at.is_some_and(|at| clock::now() < at) => {
-                Err(CommandError::NotSent(down.why.clone()))
-            }
+            ConnectionState::Down(down) if down.redial_at.is_some_and(|at| clock::now() < at) => Err(down.why.clone()),
             ConnectionState::Down(_) => Ok(None),
             ConnectionState::Closed => Err(closed()),
         }
@@ -324,7 +327,7 @@ impl ConnectionShared {
 
     fn record_dial(
         &self,
-        outcome: Result<DriverConnection, String>,
+        outcome: Result<DriverConnection, CommandError>,
         serial: u64,
     ) -> Result<(DriverConnection, u64), CommandError> {
         let mut link = self.link.lock();
@@ -341,19 +344,19 @@ impl ConnectionShared {
             Err(why) => {
                 let redial_at = Some(clock::now() + REDIAL_BACKOFF.delay(failures, fastrand::f64()));
                 *link = ConnectionState::Down(Outage { failures: failures + 1, redial_at, why: why.clone(), serial });
-                Err(CommandError::NotSent(why))
+                Err(why)
             }
         }
     }
 
     /// Marks the connection with this serial as lost; the next command dials.
-    fn mark_lost(&self, lost: u64, why: &str) {
+    fn mark_lost(&self, lost: u64, why: &CommandError) {
         let mut link = self.link.lock();
         if let ConnectionState::Up { serial, .. } = &*link
             && *serial == lost
         {
-            tracing::info!(address = %self.address, why, "the connection to Redis is lost");
-            *link = ConnectionState::Down(Outage { failures: 0, redial_at: None, why: why.to_owned(), serial: lost });
+            tracing::info!(address = %self.address, error = chain(why), "connection to Redis lost");
+            *link = ConnectionState::Down(Outage { failures: 0, redial_at: None, why: why.clone(), serial: lost });
         }
     }
 }
@@ -363,9 +366,9 @@ fn primary_of(key: &str) -> SingleNodeRoutingInfo {
 }
 
 fn closed() -> CommandError {
-    CommandError::NotSent("the connection is closed".to_owned())
+    CommandError::not_sent("the connection is closed")
 }
 
-fn connect_timed_out(limit: Duration) -> String {
-    format!("no connection within {limit:?}")
+fn connect_timed_out(limit: Duration) -> CommandError {
+    CommandError::not_sent(format!("not connected within {limit:?}"))
 }

@@ -5,7 +5,6 @@ use super::address::{Address, AddressError, RedisLogin};
 use crate::{
     model::{Secret, SecretRef},
     secrets::{self, SecretError},
-    telemetry::chain,
 };
 
 /// The sources of logins. By default only the URL.
@@ -27,9 +26,13 @@ pub struct Credentials {
 /// A login could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
-    #[error("store.{key}: {}", chain(.cause))]
-    Secret { key: &'static str, cause: SecretError },
-    #[error("store.url: the secret is no address: {0}")]
+    #[error("store.{key}")]
+    Secret {
+        key: &'static str,
+        #[source]
+        cause: SecretError,
+    },
+    #[error("store.url: the secret is no address")]
     Address(#[from] AddressError),
     #[error("store.url: the password would travel to another machine in plain text; write rediss in place of redis")]
     Exposed,
@@ -77,6 +80,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::telemetry::chain;
 
     #[tokio::test]
     async fn a_configured_login_overrides_the_url_and_is_read_for_each_dial() {
@@ -86,7 +90,7 @@ mod tests {
         let secret = Some(SecretRef::File(path.clone()));
         let credentials =
             Credentials { username: Some("bob".to_owned()), password: secret.clone(), ..Credentials::default() };
-        let missing = credentials.resolve(&configured).await.unwrap_err().to_string();
+        let missing = chain(&credentials.resolve(&configured).await.unwrap_err());
         assert!(missing.starts_with("store.password: could not read secret file "), "{missing}");
         for password in ["first", "second"] {
             fs::write(&path, format!("{password}\n")).unwrap();
@@ -111,7 +115,7 @@ mod tests {
         fs::write(&path, "redis://ann:new@localhost/2").unwrap();
         assert_eq!(credentials.resolve(&configured).await.unwrap(), configured);
         fs::write(&path, "redis://ann:hunter2@redis.acme.example").unwrap();
-        let exposed = credentials.locate(&configured).await.unwrap_err().to_string();
+        let exposed = chain(&credentials.locate(&configured).await.unwrap_err());
         assert!(exposed.contains("plain text") && !exposed.contains("hunter2"), "{exposed}");
     }
 }

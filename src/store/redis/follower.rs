@@ -24,7 +24,7 @@ use crate::{
     model::{Epoch, Offset, StreamName},
     protocol::backoff::BackoffCurve,
     store::{AppendError, LogBounds, LogUpdate, ReadError},
-    telemetry::metrics,
+    telemetry::{Cause, chain, metrics},
 };
 
 /// How often an idle follower asks the server: for entries, and for the epoch.
@@ -66,14 +66,14 @@ pub struct RedisFollower {
 #[derive(Debug)]
 enum FollowError {
     /// The server was not reached, or accepts no commands now.
-    Unreachable(ReadError),
+    Unreachable(Cause),
     /// The content of the log cannot be read.
-    Unreadable(ReadError),
+    Unreadable(Cause),
 }
 
 impl From<ReadError> for FollowError {
     fn from(error: ReadError) -> Self {
-        Self::Unreadable(error)
+        Self::Unreadable(error.0)
     }
 }
 
@@ -120,7 +120,7 @@ impl RedisFollower {
     pub(in crate::store) async fn next(&mut self, epoch: Epoch, last: Offset) -> Result<LogUpdate, ReadError> {
         loop {
             if self.store.shared.connection.is_closed() {
-                return Err(ReadError("the store is closed".to_owned()));
+                return Err(ReadError::new("the store is closed"));
             }
             match self.step(epoch, last).await {
                 Ok(Some(news)) => return Ok(news),
@@ -174,7 +174,7 @@ impl RedisFollower {
             redis::from_redis_value(entries).map_err(unreadable_answer)?;
         let head: [Option<String>; 3] = redis::from_redis_value(head).map_err(unreadable_answer)?;
         let [epoch, safe, first] = head;
-        let unusable = |field, text: &str| ReadError(head::describe_field(&keys.head, field, text));
+        let unusable = |field, text: &str| ReadError::new(head::describe_field(&keys.head, field, text));
         let written = |digits: &String| head::parse_epoch(digits).filter(|_| !digits.is_empty());
         let epoch = epoch.map(|digits| written(&digits).ok_or_else(|| unusable("epoch", &digits))).transpose()?;
         // The owner overwrites an invalid value. The newest entry is always kept.
@@ -189,22 +189,23 @@ impl RedisFollower {
     }
 
     async fn bounds(&self) -> Result<LogBounds, FollowError> {
-        let found = self.store.bounds_at_startup(&self.stream).await.map_err(FollowError::Unreachable)?;
+        let found =
+            self.store.bounds_at_startup(&self.stream).await.map_err(|error| FollowError::Unreachable(error.0))?;
         match found {
             (extent, None) => Ok(extent),
-            (_, Some(why)) => Err(FollowError::Unreadable(ReadError(why))),
+            (_, Some(why)) => Err(FollowError::Unreadable(Cause::new(why))),
         }
     }
 
     /// Classifies a failed command.
     async fn classify(&self, error: CommandError) -> FollowError {
-        match append_error(&error) {
+        match append_error(error.clone()) {
             AppendError::UnusableLog(_) if error.code() == Some("WRONGTYPE") => {
-                FollowError::Unreadable(ReadError(wrong_types(&self.store.shared.connection, &self.view.keys).await))
+                FollowError::Unreadable(Cause::new(wrong_types(&self.store.shared.connection, &self.view.keys).await))
             }
-            AppendError::UnusableLog(why) => FollowError::Unreadable(ReadError(why)),
+            AppendError::UnusableLog(cause) => FollowError::Unreadable(cause),
             AppendError::Unavailable(_) | AppendError::Fenced | AppendError::Diverged(_) | AppendError::Broken(_) => {
-                FollowError::Unreachable(ReadError(error.to_string()))
+                FollowError::Unreachable(Cause::new(error))
             }
         }
     }
@@ -221,17 +222,18 @@ impl RedisFollower {
     /// Logs a new failure immediately and the same failure once per `LOG_INTERVAL`, then waits.
     async fn recover(&mut self, trouble: FollowError) {
         metrics::store_failed("read");
-        let error = match trouble {
-            FollowError::Unreachable(error) => error,
-            FollowError::Unreadable(error) => {
-                self.view.set_unreadable(&error.0);
-                error
+        let why = match trouble {
+            FollowError::Unreachable(cause) => chain(&cause),
+            FollowError::Unreadable(cause) => {
+                let why = chain(&cause);
+                self.view.set_unreadable(&why);
+                why
             }
         };
-        let due = |(at, text): &(Instant, String)| *text != error.0 || at.elapsed() >= LOG_INTERVAL;
+        let due = |(at, text): &(Instant, String)| *text != why || at.elapsed() >= LOG_INTERVAL;
         if self.last_logged.as_ref().is_none_or(due) {
-            self.last_logged = Some((clock::now(), error.0.clone()));
-            tracing::warn!(stream = %self.stream, %error, "the log cannot be followed; it is tried again");
+            tracing::warn!(stream = %self.stream, error = why, "cannot follow the log, will retry");
+            self.last_logged = Some((clock::now(), why));
         }
         let delay = RETRY.delay(self.failures, fastrand::f64());
         self.failures = self.failures.saturating_add(1);
@@ -264,11 +266,11 @@ fn decide(
 }
 
 fn unreadable_answer(error: impl Into<RedisError>) -> ReadError {
-    ReadError(error.into().to_string())
+    ReadError::new(error.into())
 }
 
 fn malformed() -> ReadError {
-    ReadError("what the log holds makes no sense".to_owned())
+    ReadError::new("the log has an entry that this version cannot read")
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use crate::{
     model::{Batch, Epoch, Fence, Offset, StreamName, Timestamp},
     random,
     store::{Append, AppendError, LogState, ObservedLog, Retention},
+    telemetry::{Cause, chain},
 };
 use parking_lot::Mutex;
 
@@ -82,7 +83,7 @@ struct AppendState {
     /// An append with an unknown outcome. Nothing else is appended before its outcome is known.
     unresolved: Option<Identity>,
     /// The error of the last append, which must be retried.
-    last_error: Option<String>,
+    last_error: Option<CommandError>,
     /// The claim found a loss, and nothing was appended since.
     gap_pending: bool,
 }
@@ -111,14 +112,14 @@ impl Log {
         let answer = connection.call(&scripts.open, &view.keys.both(), &arguments).await;
         let answer: Vec<String> = match answer {
             Err(CommandError::Refused { code, .. }) if code == "WRONGTYPE" => {
-                return Err(AppendError::UnusableLog(wrong_types(shared, &view.keys).await));
+                return Err(AppendError::UnusableLog(Cause::new(wrong_types(shared, &view.keys).await)));
             }
-            answer => answer.map_err(|error| append_error(&error))?,
+            answer => answer.map_err(append_error)?,
         };
         if let Some(refusal) = claim_error(&answer, &view.keys) {
             return Err(refusal);
         }
-        let unusable = |odd| AppendError::UnusableLog(head::describe_malformed(&view.keys.head, &odd));
+        let unusable = |odd| AppendError::UnusableLog(Cause::new(head::describe_malformed(&view.keys.head, &odd)));
         let claimed = head::read_claim(&answer, nonce, settings.durability, clock::wall());
         let ClaimedHead { state, turn, skew } = claimed.map_err(unusable)?;
         view.set_first(state.first);
@@ -149,7 +150,7 @@ impl Log {
 
     /// The reason why the last append failed; Ok when it was applied.
     pub(super) fn health(&self) -> Result<(), String> {
-        self.state.lock().last_error.clone().map_or(Ok(()), Err)
+        self.state.lock().last_error.as_ref().map_or(Ok(()), |error| Err(chain(error)))
     }
 
     pub(super) fn close(&self) {
@@ -210,11 +211,11 @@ impl Log {
         }
         let writing = self.state.lock();
         if let Some(text) = self.discontinuity(writing.last, &append.batches) {
-            return Err(AppendError::Broken(text));
+            return Err(AppendError::Broken(Cause::new(text)));
         }
         match &writing.unresolved {
             Some(open) if open != identity => {
-                Err(AppendError::Broken("an append of which nobody knows whether it was done was given up".to_owned()))
+                Err(AppendError::Broken(Cause::new("an append with an unknown outcome was not repeated")))
             }
             Some(_) | None => {
                 let replicated_up_to = (self.durability == Durability::Replicated).then_some(writing.replicated_up_to);
@@ -245,7 +246,7 @@ impl Log {
             }
             Ok(AppendReply::Fenced) => Err(AppendError::Fenced),
             Ok(AppendReply::Diverged(last)) => {
-                Err(AppendError::Diverged(moved(&self.view.keys.head, &last, writing.last)))
+                Err(AppendError::Diverged(Cause::new(moved(&self.view.keys.head, &last, writing.last))))
             }
             Ok(AppendReply::HeadMissing) => {
                 tracing::error!(
@@ -259,17 +260,19 @@ impl Log {
             Ok(AppendReply::EntriesMissing) => {
                 let (stream, key) = (&self.stream, &self.view.keys.log);
                 tracing::error!(%stream, key, "the entries of the log are gone; it goes on behind its end after a gap");
-                Err(AppendError::Diverged(format!("{key} was deleted, or the server lost it")))
+                Err(AppendError::Diverged(Cause::new(format!("{key} was deleted, or the server lost it"))))
             }
-            Ok(AppendReply::ForeignEntry(id)) => Err(AppendError::UnusableLog(foreign(&self.view.keys.log, &id))),
+            Ok(AppendReply::ForeignEntry(id)) => {
+                Err(AppendError::UnusableLog(Cause::new(foreign(&self.view.keys.log, &id))))
+            }
             Err(error) => {
                 if matches!(error, CommandError::NoAnswer(_)) {
                     writing.unresolved = Some(identity);
                 }
-                let verdict = append_error(&error);
+                let verdict = append_error(error.clone());
                 // An error of one stream does not affect the health of the others.
                 if !matches!(verdict, AppendError::UnusableLog(_)) {
-                    writing.last_error = Some(error.to_string());
+                    writing.last_error = Some(error);
                 }
                 Err(verdict)
             }
@@ -298,7 +301,7 @@ fn claim_error(answer: &[String], LogKeys { head, log }: &LogKeys) -> Option<App
         ["field", field, value] => head::describe_field(head, field, value),
         _ => return None,
     };
-    Some(AppendError::UnusableLog(why))
+    Some(AppendError::UnusableLog(Cause::new(why)))
 }
 
 /// The observed epochs, each with its last entry, the current one at the end.
@@ -339,16 +342,18 @@ fn foreign(log: &str, id: &str) -> String {
 }
 
 /// Converts a failed command into the error of an append.
-pub(super) fn append_error(error: &CommandError) -> AppendError {
-    match error {
-        CommandError::NotSent(_) | CommandError::NoAnswer(_) => AppendError::Unavailable(error.to_string()),
+pub(super) fn append_error(error: CommandError) -> AppendError {
+    match &error {
+        CommandError::NotSent(_) | CommandError::LoginRefused(_) | CommandError::NoAnswer(_) => {
+            AppendError::Unavailable(Cause::new(error))
+        }
         CommandError::Refused { code, .. } => match code.as_str() {
             // Full, not writable, not the primary, or not ready: temporary, or an operator resolves it.
             "OOM" | "MISCONF" | "NOREPLICAS" | "READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN"
             | "BUSY" | "EXECABORT" | "MOVED" | "ASK" | "NOAUTH" | "NOPERM" | "UNBLOCKED" => {
-                AppendError::Unavailable(error.to_string())
+                AppendError::Unavailable(Cause::new(error))
             }
-            _ => AppendError::UnusableLog(error.to_string()),
+            _ => AppendError::UnusableLog(Cause::new(error)),
         },
     }
 }
@@ -365,10 +370,10 @@ mod tests {
             refused("EXECABORT"),
             refused("MISCONF"),
             refused("READONLY"),
-            CommandError::NotSent(String::new()),
+            CommandError::NotSent(Cause::new("not dialled")),
         ] {
-            assert!(matches!(append_error(&error), AppendError::Unavailable(_)), "{error}");
+            assert!(matches!(append_error(error.clone()), AppendError::Unavailable(_)), "{error}");
         }
-        assert!(matches!(append_error(&refused("WRONGTYPE")), AppendError::UnusableLog(_)), "that stream alone waits");
+        assert!(matches!(append_error(refused("WRONGTYPE")), AppendError::UnusableLog(_)), "that stream alone waits");
     }
 }

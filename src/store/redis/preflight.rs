@@ -2,7 +2,7 @@
 
 use redis::{Value, cmd, pipe};
 
-use crate::store::Retry;
+use crate::{store::Retry, telemetry::Cause};
 
 use super::{
     Durability, Settings,
@@ -17,12 +17,12 @@ const VERSION_MIN: u32 = 7;
 /// The server cannot hold logs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnsupportedServer {
-    #[error("the store cannot be reached: {0}")]
-    Unreachable(CommandError),
+    #[error("the store cannot be reached")]
+    Unreachable(#[source] CommandError),
     #[error("the server is Redis {found}; {VERSION_MIN} or later is needed, or Valkey")]
     TooOld { found: String },
-    #[error("the server's user may not run what is needed ({0}); see the ACL in config/trunkline.toml")]
-    Forbidden(String),
+    #[error("the server's user may not run what is needed (see the ACL in config/trunkline.toml)")]
+    Forbidden(#[source] Cause),
 }
 
 impl UnsupportedServer {
@@ -72,7 +72,7 @@ async fn permissions(connection: &RedisConnection, probe: &str, channel: &str) -
     let script = LuaScript::new(include_str!("scripts/probe.lua"));
     let refused: Vec<String> = connection.run(&script.in_full(&[probe], &[channel])).await?;
     if !refused.is_empty() {
-        return Err(UnsupportedServer::Forbidden(refused.join("; ")));
+        return Err(UnsupportedServer::Forbidden(Cause::new(refused.join("; "))));
     }
     // The server has the script now, so this call tries EVALSHA.
     let _: Vec<String> = connection.run(&script.by_name(&[probe], &[channel])).await?;
@@ -114,11 +114,12 @@ impl From<CommandError> for UnsupportedServer {
         // Where EXEC is forbidden, the server answers EXECABORT and names NOPERM in the text.
         match &error {
             CommandError::Refused { code, text } if code == "NOPERM" || text.contains("NOPERM") => {
-                Self::Forbidden(error.to_string())
+                Self::Forbidden(Cause::new(error))
             }
-            CommandError::Refused { .. } | CommandError::NotSent(_) | CommandError::NoAnswer(_) => {
-                Self::Unreachable(error)
-            }
+            CommandError::Refused { .. }
+            | CommandError::NotSent(_)
+            | CommandError::LoginRefused(_)
+            | CommandError::NoAnswer(_) => Self::Unreachable(error),
         }
     }
 }
@@ -135,7 +136,7 @@ fn check_version(about: &str) -> Result<(), UnsupportedServer> {
 
 fn eviction_warning(about: &str) -> Option<String> {
     let found = field(about, "maxmemory_policy").filter(|policy| *policy != "noeviction")?;
-    Some(format!("maxmemory-policy is {found}: entries may vanish before their time; set it to noeviction"))
+    Some(format!("maxmemory-policy is {found}: the server may remove entries; set it to noeviction"))
 }
 
 fn persistence_warning(about: &str, save: Option<&str>) -> Option<String> {

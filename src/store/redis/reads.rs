@@ -108,15 +108,14 @@ async fn range(
 ) -> Result<Vec<RedisEntry>, ReadError> {
     let mut command = cmd("XRANGE");
     command.arg(&keys.log).arg(entry_id(from)).arg(entry_id(last)).arg("COUNT").arg(count);
-    let entries: Vec<RawEntry> = connection.run(&command).await.map_err(|error| ReadError(error.to_string()))?;
+    let entries: Vec<RawEntry> = connection.run(&command).await.map_err(ReadError::new)?;
     entries.into_iter().map(|entry| self::entry(&keys.log, entry)).collect()
 }
 
 /// Decodes an entry; the error names an entry that this version cannot read.
 pub(super) fn entry(log: &str, wire: RawEntry) -> Result<RedisEntry, ReadError> {
     let id = quoted(&wire.0);
-    parse_entry(wire)
-        .ok_or_else(|| ReadError(format!("{log} has the entry {id}, which is none that this version reads")))
+    parse_entry(wire).ok_or_else(|| ReadError::new(format!("{log} has the entry {id}, which this version cannot read")))
 }
 
 pub(super) fn parse_entry((id, fields): RawEntry) -> Option<RedisEntry> {
@@ -145,7 +144,7 @@ pub(super) fn to_batches(mut entries: &[RedisEntry]) -> Result<Vec<Arc<Batch>>, 
             .map(|entry| StoredEntry { json: &entry.json, kind: entry.kind, received: entry.received })
             .collect();
         let batch = Batch::of(first.epoch, first.offset, &parts);
-        batches.push(Arc::new(batch.ok_or_else(|| ReadError(format!("the entry {} is too long", first.offset)))?));
+        batches.push(Arc::new(batch.ok_or_else(|| ReadError::new(format!("the entry {} is too long", first.offset)))?));
         if let Some(next) = later.first()
             && let Some(newest) = now.last()
             && next.offset != newest.offset.next()

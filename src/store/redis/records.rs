@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use redis::cmd;
 
 use super::{
-    connection::{CommandError, LuaScript, RedisConnection},
+    connection::{LuaScript, RedisConnection},
     head,
     keys::{self, key},
     log::append_error,
@@ -46,8 +46,8 @@ impl RecordStore<'_> {
     pub(super) async fn cursor(self, consumer: &ConsumerName, stream: &StreamName) -> Result<Option<Mark>, ReadError> {
         let key = keys::cursors(self.prefix, stream);
         let found = self.connection.run(cmd("HMGET").arg(&key).arg(consumer.as_str())).await;
-        let [text]: [Option<String>; 1] = found.map_err(|error| read_error(&error))?;
-        let strange = |text: &str| ReadError(format!("{} in {key} is not a cursor of {consumer}", quoted(text)));
+        let [text]: [Option<String>; 1] = found.map_err(ReadError::new)?;
+        let strange = |text: &str| ReadError::new(format!("{} in {key} is not a cursor of {consumer}", quoted(text)));
         text.map(|text| parse_cursor(&text).ok_or_else(|| strange(&text))).transpose()
     }
 
@@ -62,7 +62,7 @@ impl RecordStore<'_> {
         let from = from.map(|mark| mark.to_string()).unwrap_or_default();
         let arguments = [consumer.as_str().as_bytes(), from.as_bytes(), &to.to_string().into_bytes()];
         let moved = self.connection.call(&self.scripts.cursor, &[&key], &arguments).await;
-        moved.map_err(|error| append_error(&error))
+        moved.map_err(append_error)
     }
 
     pub(super) async fn revoke(self, revocation: &Revocation) -> Result<(), AppendError> {
@@ -70,12 +70,12 @@ impl RecordStore<'_> {
         let arguments = [target.to_string(), at.0.to_string(), ttl.as_millis().to_string()];
         let arguments = arguments.each_ref().map(String::as_bytes);
         let done = self.connection.call::<u8>(&self.scripts.revoke, &[&self.revocations_key()], &arguments).await;
-        done.map(drop).map_err(|error| append_error(&error))
+        done.map(drop).map_err(append_error)
     }
 
     pub(super) async fn revoked(self) -> Result<BTreeMap<RevocationTarget, Timestamp>, ReadError> {
         let found = self.connection.call(&self.scripts.revoked, &[&self.revocations_key()], &[]).await;
-        let found: Vec<(String, String)> = found.map_err(|error| read_error(&error))?;
+        let found: Vec<(String, String)> = found.map_err(ReadError::new)?;
         let (revoked, unreadable) = revocations(&found);
         if let Some(first) = unreadable.first() {
             let (key, count) = (self.revocations_key(), unreadable.len());
@@ -105,11 +105,6 @@ pub(super) fn revocations(found: &[(String, String)]) -> (BTreeMap<RevocationTar
         }
     }
     (revoked, unreadable)
-}
-
-/// A failed command as the error of a read.
-pub(super) fn read_error(error: &CommandError) -> ReadError {
-    ReadError(error.to_string())
 }
 
 #[cfg(test)]

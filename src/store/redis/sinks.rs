@@ -8,7 +8,7 @@ use super::{
     keys::key,
     lease_row::{CHANGE_SCRIPT, LeaseRow, change_arguments, fence_texts, parse_record},
     log::append_error,
-    records::{parse_cursor, read_error},
+    records::parse_cursor,
     unreadable::quoted,
 };
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
         AppendError, ReadError,
         sinks::{DEAD_LETTERS_MAX, DeadLetter, SinkAdvance, StoredDeadLetter, dead_letters_full},
     },
+    telemetry::Cause,
 };
 
 /// The scripts of sinks.
@@ -44,11 +45,12 @@ impl RedisStore {
     pub(in crate::store) async fn sink_lease(&self, sink: &ConsumerName) -> Result<Option<LeaseRecord>, ReadError> {
         let key = self.sink_key(sink);
         let found = self.connection().run(cmd("HMGET").arg(&key).arg(&["number", "nonce", "holder"])).await;
-        let row: LeaseRow = found.map_err(|error| read_error(&error))?;
+        let row: LeaseRow = found.map_err(ReadError::new)?;
         if row.0.is_none() && row.1.is_none() {
             return Ok(None);
         }
-        let unreadable = || ReadError(format!("the lease in {key} cannot be read: expected number, nonce and owner"));
+        let unreadable =
+            || ReadError::new(format!("the lease in {key} cannot be read: expected number, nonce and owner"));
         parse_record(&row).map(Some).ok_or_else(unreadable)
     }
 
@@ -61,7 +63,7 @@ impl RedisStore {
         let texts = change_arguments(expected, &record);
         let arguments = texts.each_ref().map(String::as_bytes);
         let done = self.connection().call(&self.shared.sink_scripts.lease, &[&self.sink_key(sink)], &arguments).await;
-        done.map_err(|error| append_error(&error))
+        done.map_err(append_error)
     }
 
     pub(in crate::store) async fn sink_cursor(
@@ -71,8 +73,8 @@ impl RedisStore {
     ) -> Result<Option<Mark>, ReadError> {
         let key = self.sink_key(sink);
         let found = self.connection().run(cmd("HMGET").arg(&key).arg(format!("cursor:{stream}"))).await;
-        let [text]: [Option<String>; 1] = found.map_err(|error| read_error(&error))?;
-        let unreadable = |text: &str| ReadError(format!("{} in {key} is not a cursor", quoted(text)));
+        let [text]: [Option<String>; 1] = found.map_err(ReadError::new)?;
+        let unreadable = |text: &str| ReadError::new(format!("{} in {key} is not a cursor", quoted(text)));
         text.map(|text| parse_cursor(&text).ok_or_else(|| unreadable(&text))).transpose()
     }
 
@@ -85,12 +87,14 @@ impl RedisStore {
         let arguments: Vec<&[u8]> = texts.iter().chain(&letters).map(String::as_bytes).collect();
         let script = &self.shared.sink_scripts.advance;
         let answer: Result<String, _> = self.connection().call(script, &[&self.sink_key(&sink)], &arguments).await;
-        match &*answer.map_err(|error| append_error(&error))? {
+        match &*answer.map_err(append_error)? {
             "moved" => Ok(true),
             "elsewhere" => Ok(false),
             "fenced" => Err(AppendError::Fenced),
             "full" => Err(dead_letters_full(&sink)),
-            other => Err(AppendError::Unavailable(format!("unexpected answer of a script: {}", quoted(other)))),
+            other => {
+                Err(AppendError::Unavailable(Cause::new(format!("unexpected answer of a script: {}", quoted(other)))))
+            }
         }
     }
 
@@ -103,8 +107,8 @@ impl RedisStore {
         let (key, texts) = (self.sink_key(sink), [after.to_string(), limit.to_string()]);
         let arguments = texts.each_ref().map(String::as_bytes);
         let found = self.connection().call(&self.shared.sink_scripts.letters, &[&key], &arguments).await;
-        let rows: Vec<(u64, String)> = found.map_err(|error| read_error(&error))?;
-        let unreadable = |number| ReadError(format!("{key} has the dead letter {number}, which cannot be read"));
+        let rows: Vec<(u64, String)> = found.map_err(ReadError::new)?;
+        let unreadable = |number| ReadError::new(format!("{key} has the dead letter {number}, which cannot be read"));
         let read = |(number, text): (u64, String)| {
             let letter = parse_letter(&text).ok_or_else(|| unreadable(number))?;
             Ok(StoredDeadLetter { number, letter })
@@ -120,7 +124,7 @@ impl RedisStore {
         let number = number.to_string();
         let script = &self.shared.sink_scripts.remove;
         let removed = self.connection().call(script, &[&self.sink_key(sink)], &[number.as_bytes()]).await;
-        removed.map_err(|error| append_error(&error))
+        removed.map_err(append_error)
     }
 
     fn sink_key(&self, sink: &ConsumerName) -> String {

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use redis::{Value, cmd, pipe};
-use trunkline::store::redis::connection::{CommandError, LuaScript, RedisConnection};
+use trunkline::{
+    store::redis::connection::{CommandError, LuaScript, RedisConnection},
+    telemetry::chain,
+};
 
 use crate::harness::{RedisServer, eventually};
 
@@ -95,8 +98,9 @@ async fn a_password_is_sent_and_a_wrong_one_is_not_repeated() {
     };
     set(&to(":swordfish"), "a", "1").await.unwrap();
     let error = set(&to(":sw%6Frdfisch"), "a", "1").await.unwrap_err();
-    assert!(matches!(error, CommandError::NotSent(_)), "{error}");
-    assert!(!error.to_string().contains("fisch"), "{error}");
+    assert!(matches!(error, CommandError::LoginRefused(_)), "{error}");
+    let text = chain(&error);
+    assert!(text.contains("user or password is refused") && !text.contains("fisch"), "{text}");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use trunkline::{
         Credentials,
         connection::{CommandError, RedisConnection},
     },
+    telemetry::chain,
 };
 
 use crate::harness::{RedisServer, eventually, redis_limits};
@@ -53,8 +54,9 @@ async fn a_sentinel_that_requires_a_login_gets_its_own_or_that_of_the_server() {
         } else {
             let error = greeted(&connection).await.unwrap_err();
             assert!(error.is_refused_login(), "{wanted} {own:?}: {error}");
-            assert!(error.to_string().contains("by the Sentinel"), "{error}");
-            assert!(!error.to_string().contains("other") && !error.to_string().contains("shared"), "{error}");
+            let text = chain(&error);
+            assert!(text.contains("by the Sentinel"), "{text}");
+            assert!(!text.contains("other") && !text.contains("shared"), "{text}");
         }
     }
 }

@@ -6,6 +6,7 @@ use trunkline::{
     clock,
     model::{Batch, BatchBuilder, CursorValidity, Event, Lineage, Offset, Position, Sequence, Source},
     store::{Append, AppendError, LogState, ObservedLog, Store},
+    telemetry::chain,
 };
 
 use super::fixture::{KEEP_ALL, LogFixture, StoreFixture, checkpoint};
@@ -58,7 +59,7 @@ async fn claim(log: &mut LogFixture) -> Result<LogState, AppendError> {
 
 async fn refusal(log: &mut LogFixture) -> String {
     match claim(log).await {
-        Err(AppendError::UnusableLog(why)) => why,
+        Err(AppendError::UnusableLog(cause)) => chain(&cause),
         other => panic!("{other:?}"),
     }
 }
@@ -315,7 +316,7 @@ async fn a_claim_rejects_every_field_that_an_append_rejects() {
                     append(&mut log, 1).await.unwrap_or_else(|error| panic!("{field} {value:?}: {error}, {first:?}"));
                 }
                 Err(AppendError::UnusableLog(why)) => {
-                    assert!(why.contains(&format!("{HEAD}: the field {field}")), "{why}");
+                    assert!(why.to_string().contains(&format!("{HEAD}: the field {field}")), "{why}");
                 }
                 Err(other) => panic!("{field} {value:?}: {other}"),
             }

@@ -14,6 +14,7 @@ use trunkline::{
         AppendError, Store,
         redis::{Durability, RedisStore, connection::RedisTimeouts},
     },
+    telemetry::chain,
 };
 
 use super::{
@@ -472,5 +473,5 @@ async fn a_follower_ends_with_its_store() {
         store.close().await;
     };
     let (ended, ()) = tokio::join!(tokio::time::timeout(WAIT_MAX, log.follow()), closing);
-    assert!(ended.expect("it ends").unwrap_err().to_string().contains("closed"));
+    assert!(chain(&ended.expect("it ends").unwrap_err()).contains("closed"));
 }

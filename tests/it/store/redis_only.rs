@@ -12,6 +12,7 @@ use trunkline::{
         Append, AppendError, Retention, Store,
         redis::{Durability, RedisStore, connection::RedisConnection},
     },
+    telemetry::chain,
 };
 
 use super::fixture::{KEEP_ALL, LogFixture, StoreFixture, assert_found, redis_settings, redis_store};
@@ -272,7 +273,8 @@ async fn a_foreign_entry_in_a_log_is_reported_and_nothing_is_appended() {
             others.run::<u8>(&remove).await.unwrap();
         }
         let append = log.next(count, clock::wall());
-        let Err(AppendError::UnusableLog(why)) = log.put(&append).await else { panic!("the append succeeded") };
+        let Err(AppendError::UnusableLog(cause)) = log.put(&append).await else { panic!("the append succeeded") };
+        let why = cause.to_string();
         let named = why.contains(log_key) && why.contains(&foreign);
         assert!(named && why.contains(if stays { "XDEL" } else { "XSETID" }), "{why}");
         assert_eq!(last_of(&server).await, Some(whole.to_string()));
@@ -299,7 +301,10 @@ async fn a_full_server_is_unavailable_until_it_has_memory() {
         set("1").await;
         let append = log.next(count, clock::wall());
         let refused = log.put(&append).await.unwrap_err();
-        assert!(matches!(&refused, AppendError::Unavailable(why) if why.contains("OOM")), "{refused}");
+        assert!(
+            matches!(&refused, AppendError::Unavailable(cause) if cause.to_string().contains("OOM")),
+            "{refused:?}"
+        );
         assert_eq!(log.entries().await, before, "it can still be read");
         set("0").await;
         log.put(&append).await.unwrap();
@@ -345,7 +350,10 @@ async fn a_log_whose_entries_were_deleted_continues_behind_its_end_after_a_new_c
             let end = log.state.last;
             delete(&fixture, "log").await;
             let refused = log.append(count).await.unwrap_err();
-            assert!(matches!(&refused, AppendError::Diverged(why) if why.contains("deleted")), "{refused}");
+            assert!(
+                matches!(&refused, AppendError::Diverged(cause) if cause.to_string().contains("deleted")),
+                "{refused}"
+            );
             // Until the next append, each claim detects the loss.
             for _ in 0..2 {
                 let state = store.claim(&log.name, Some(log.state.fence)).await.unwrap();
@@ -550,7 +558,8 @@ async fn each_missing_permission_is_reported() {
     for command in commands.filter(|command| !NOT_ASKED.contains(command)) {
         let without = [&["reset".to_owned()], &rules[..], &[format!("-{command}")]].concat();
         grant(&server, &without).await;
-        let refused = as_user(&server, Durability::Replicated).preflight().await.expect_err(command).to_string();
+        let refused = as_user(&server, Durability::Replicated).preflight().await.expect_err(command);
+        let refused = chain(&refused);
         assert!(refused.contains(command) && refused.contains("may not run"), "-{command}: {refused}");
     }
 }

@@ -193,7 +193,7 @@ async fn a_sink_with_too_many_dead_letters_does_not_advance(bed: StoreFixture) {
         let outcome = store.advance_sink(next.clone()).await;
         match outcome {
             Ok(moved) => assert!(moved && done, "after removing {remove:?}"),
-            Err(AppendError::Unavailable(why)) => assert!(!done && why.contains("webhook"), "{why}"),
+            Err(AppendError::Unavailable(cause)) => assert!(!done && cause.to_string().contains("webhook"), "{cause}"),
             Err(other) => panic!("{other}"),
         }
     }

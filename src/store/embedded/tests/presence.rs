@@ -55,7 +55,10 @@ async fn a_store_whose_files_are_gone_takes_nothing_until_they_are_back() {
         damage(&path);
         let refused = log.append(1).await.unwrap_err();
         let named = path.display().to_string();
-        assert!(matches!(&refused, AppendError::Unavailable(reason) if reason.contains(&named)), "{harm}: {refused}");
+        assert!(
+            matches!(&refused, AppendError::Unavailable(cause) if cause.to_string().contains(&named)),
+            "{harm}: {refused}"
+        );
         assert!(store.health().unwrap_err().contains(&named), "{harm}");
         assert!(
             matches!(store.claim(&stream("agents"), None, &ObservedLog::NONE).await, Err(AppendError::Unavailable(_))),

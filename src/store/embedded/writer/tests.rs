@@ -105,7 +105,7 @@ fn what_a_holder_left_in_its_write_ahead_log_is_in_the_database_before_anything_
     let mut first = writer(directory.path());
     let state = open(&mut first, "queues").unwrap();
     append(&mut first, next(&stream("queues"), &state, 10, 100, clock::wall())).unwrap();
-    first.record_fault(&SqliteFault::Failed("fsync failed".to_owned()));
+    first.record_fault(&SqliteFault::Failed(Cause::new("fsync failed")));
     first.finish();
 
     drop(writer(directory.path()));
@@ -122,7 +122,7 @@ fn a_step_of_unknown_outcome_ends_the_store_and_costs_nothing_that_was_acknowled
     let mut first = writer(directory.path());
     let state = open(&mut first, "queues").unwrap();
     append(&mut first, next(&stream("queues"), &state, 10, 100, clock::wall())).unwrap();
-    first.record_fault(&SqliteFault::Failed("fsync failed".to_owned()));
+    first.record_fault(&SqliteFault::Failed(Cause::new("fsync failed")));
     assert!(matches!(open(&mut first, "queues"), Err(AppendError::Broken(_))));
     first.finish();
 

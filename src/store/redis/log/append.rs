@@ -10,6 +10,7 @@ use crate::{
         Append,
         redis::{connection::CommandError, head::position_text},
     },
+    telemetry::Cause,
 };
 
 /// The overhead per entry in bytes, added to its envelope.
@@ -93,7 +94,7 @@ pub(super) fn require_replica(replicas: &Value, patience: Duration) -> Result<()
     if matches!(replicas, Value::Int(1..)) {
         return Ok(());
     }
-    Err(CommandError::NoAnswer(format!("no replica had it within {patience:?}")))
+    Err(CommandError::NoAnswer(Cause::new(format!("no replica had it within {patience:?}"))))
 }
 
 /// The epoch in the head's format.

@@ -7,12 +7,15 @@ use redis::{FromRedisValue, pipe};
 use super::append::{
     AppendReply, AppendTarget, Identity, envelopes, epoch_text, hex, require_replica, wait_for_replica,
 };
-use crate::store::{
-    Append,
-    redis::{
-        connection::{CommandError, LuaScript, RedisConnection},
-        keys::LogKeys,
+use crate::{
+    store::{
+        Append,
+        redis::{
+            connection::{CommandError, LuaScript, RedisConnection},
+            keys::LogKeys,
+        },
     },
+    telemetry::Cause,
 };
 
 /// Appends to one log, with one script call per append.
@@ -81,7 +84,7 @@ impl ScriptAppender {
             }
             answers => answers?,
         };
-        let strange = || CommandError::NoAnswer("the answer to an append makes no sense".to_owned());
+        let strange = || CommandError::NoAnswer(Cause::new("unexpected answer to an append"));
         let [verdict, replicas] = &answers[..] else { return Err(strange()) };
         let verdict: (String, String) = redis::from_redis_value_ref(verdict).map_err(|_| strange())?;
         if verdict.0 == "done" {

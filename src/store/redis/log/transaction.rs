@@ -25,6 +25,7 @@ use crate::{
             reads::RawEntry,
         },
     },
+    telemetry::Cause,
 };
 
 /// The number of conflicting changes during one append after which it is postponed.
@@ -146,7 +147,7 @@ impl TransactionAppender {
                 return Ok(AppendReply::Done);
             }
         }
-        Err(CommandError::NotSent("the head of the log is changed all the time".to_owned()))
+        Err(CommandError::NotSent(Cause::new("the head of the log changes too often")))
     }
 
     /// Runs a script that changes the log; after it the content of the keys is unknown.
@@ -231,7 +232,7 @@ impl TransactionAppender {
 
     /// Decodes the answers of a readback. If they are malformed, they belong to other commands.
     fn read(&self, readback: Readback, answers: Answers, tie: ConnectionId) -> Result<HeadSnapshot, CommandError> {
-        HeadSnapshot::read(readback, answers).inspect_err(|error| self.connection.discard(tie, &error.to_string()))
+        HeadSnapshot::read(readback, answers).inspect_err(|error| self.connection.discard(tie, error))
     }
 
     fn transaction(
@@ -397,7 +398,7 @@ fn reaches(last: Offset, top: &str) -> bool {
 }
 
 fn malformed(what: &str) -> CommandError {
-    CommandError::NoAnswer(format!("{what} makes no sense"))
+    CommandError::NoAnswer(Cause::new(format!("unexpected value of {what}")))
 }
 
 #[cfg(test)]
