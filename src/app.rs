@@ -95,9 +95,9 @@ impl App {
         metrics::register_series();
         let connections = share_descriptors(&config);
         let server = server::ConsumerServer::bind(server_settings(&config, connections.consumers))
-            .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen))?;
+            .with_context(|| format!("http.listen: cannot listen on {}", config.http.listen.address()))?;
         let admin = AdminServer::bind(admin_settings(&config, connections.operators))
-            .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen))?;
+            .with_context(|| format!("admin.listen: cannot listen on {}", config.admin.listen.address()))?;
         let mut replicas = Tasks::new("replicas");
         let mut accounts = Tasks::new("accounts");
         // Separate threads: events of the platform do not wait for a thousand subscribers.
@@ -245,12 +245,12 @@ fn server_settings(config: &Config, connections: usize) -> server::Settings {
         allowed_origins: http.allowed_origins.clone(),
         allowed_hosts: http.allowed_hosts.clone(),
         limits,
-        ..server::Settings::new(http.listen)
+        ..server::Settings::new(http.listen.address())
     }
 }
 
 fn admin_settings(config: &Config, connections: usize) -> admin::Settings {
-    let usual = admin::Settings::new(config.admin.listen);
+    let usual = admin::Settings::new(config.admin.listen.address());
     let limits = listener::HttpListener {
         connections_max: connections,
         connections_per_address_max: connections,

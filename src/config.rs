@@ -28,13 +28,12 @@ mod tests;
 mod walk;
 mod warnings;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use config::Value;
 
 use crate::{
     auth,
-    listener::IpNetwork,
     model::{AccountName, SecretRef, StreamName},
     network,
     store::{
@@ -45,8 +44,9 @@ use crate::{
 
 pub use finding::{Finding, Findings};
 pub use host_check::check_host;
+pub use listen::ListenAddress;
 pub use schema::schema;
-pub use shape::PlatformKind;
+pub use shape::{AdminConfig, HttpConfig, PlatformKind};
 pub use source::Environment;
 pub use stream::{StreamConfig, StreamKeys};
 
@@ -67,27 +67,6 @@ pub struct Config {
     pub ineffective: Vec<Finding>,
     /// Settings that work but are probably not intended.
     pub warnings: Vec<Finding>,
-}
-
-/// The listener for consumers.
-#[derive(Debug, Clone)]
-pub struct HttpConfig {
-    pub listen: SocketAddr,
-    /// As browsers send them in `Origin`.
-    pub allowed_origins: Vec<String>,
-    /// Hosts that it answers to beside its own addresses.
-    pub allowed_hosts: Vec<String>,
-    pub connections: usize,
-    pub connections_per_address: usize,
-    pub trusted_proxies: Vec<IpNetwork>,
-}
-
-/// The listener for operators.
-#[derive(Debug, Clone)]
-pub struct AdminConfig {
-    pub listen: SocketAddr,
-    /// Hosts that it answers to beside its own addresses.
-    pub allowed_hosts: Vec<String>,
 }
 
 /// The store.

@@ -51,7 +51,7 @@ fn report(config: &Config, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "The configuration is valid: {}, {}.", counted(config.streams.len(), "stream"), {
         counted(config.accounts.len(), "account")
     })?;
-    writeln!(out, "Listeners: consumers {}, admin {}.", config.http.listen, config.admin.listen)?;
+    writeln!(out, "Listeners: consumers {}, admin {}.", config.http.listen.address(), config.admin.listen.address())?;
     let retention = &config.store.retention;
     writeln!(
         out,

@@ -37,8 +37,9 @@ const OPERATORS: EndpointSignature = EndpointSignature { path: "/healthz", answe
 /// Everything that prevents a part of the configuration from working on this machine.
 pub fn check_host(config: &Config) -> Result<Vec<Finding>, Findings> {
     let (mut warnings, mut findings) = (Vec::new(), config.ineffective.clone());
-    let listeners = [("http", config.http.listen, CONSUMERS), ("admin", config.admin.listen, OPERATORS)];
-    for (section, address, own) in listeners {
+    let listeners = [("http", &config.http.listen, CONSUMERS), ("admin", &config.admin.listen, OPERATORS)];
+    for (section, listen, own) in listeners {
+        let address = listen.address();
         let Err(error) = TcpListener::bind(address) else { continue };
         let path = KeyPath::of(&[section, "listen"]);
         if error.kind() == ErrorKind::AddrInUse && is_trunkline(address, &own) {
@@ -90,8 +91,8 @@ mod tests {
         let environment: Environment =
             [("GENESYS_CLIENT_ID", "id"), ("GENESYS_CLIENT_SECRET", "x")].into_iter().collect();
         let mut config = from_text("t.toml", &text, &environment).unwrap_or_else(|wrong| panic!("{wrong}"));
-        config.http.listen = listen;
-        config.admin.listen = ([127, 0, 0, 1], 0).into();
+        config.http.listen = listen.into();
+        config.admin.listen = SocketAddr::from(([127, 0, 0, 1], 0)).into();
         config.store.path = store.to_owned();
         config
     }

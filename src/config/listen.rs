@@ -18,7 +18,7 @@ const LOOKUP_MAX: Duration = Duration::from_secs(5);
 /// An address and port as written, and the resolved addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(crate) struct ListenAddress {
+pub struct ListenAddress {
     text: String,
     /// Never empty; IPv4 first.
     addresses: Vec<SocketAddr>,
@@ -26,7 +26,7 @@ pub(crate) struct ListenAddress {
 
 impl ListenAddress {
     /// The address to bind: the first IPv4 address, else the first address.
-    pub(crate) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
 

@@ -11,8 +11,7 @@ use crate::{
 };
 
 use super::{
-    AccountConfig, AdminConfig, Config, Environment, HttpConfig, RedisConfig, StoreBackend, StoreConfig, StreamConfig,
-    logins, proxies,
+    AccountConfig, Config, Environment, RedisConfig, StoreBackend, StoreConfig, StreamConfig, logins, proxies,
     shape::{self, File, GrantKind},
     stream::StreamSection,
 };
@@ -41,8 +40,8 @@ pub(super) fn fill_defaults(file: &mut File) {
 pub(super) fn resolve(file: &File, environment: &Environment) -> Config {
     let vault = file.store.path.join(VAULT_DIRECTORY);
     Config {
-        http: http(&file.http),
-        admin: AdminConfig { listen: file.admin.listen.address(), allowed_hosts: file.admin.allowed_hosts.clone() },
+        http: file.http.clone(),
+        admin: file.admin.clone(),
         store: StoreConfig {
             kind: store(&file.store, environment),
             path: file.store.path.clone(),
@@ -59,19 +58,6 @@ pub(super) fn resolve(file: &File, environment: &Environment) -> Config {
     }
 }
 
-fn http(from: &shape::HttpSection) -> HttpConfig {
-    let count = |count: u64| usize::try_from(count).expect("the schema bounds it");
-    let network = |text: &String| text.parse().expect("its format was checked");
-    HttpConfig {
-        listen: from.listen.address(),
-        allowed_origins: from.allowed_origins.clone(),
-        allowed_hosts: from.allowed_hosts.clone(),
-        connections: count(from.connections),
-        connections_per_address: count(from.connections_per_address),
-        trusted_proxies: from.trusted_proxies.iter().map(network).collect(),
-    }
-}
-
 fn store(from: &shape::StoreSection, environment: &Environment) -> StoreBackend {
     match from.kind {
         shape::StoreKind::Embedded => StoreBackend::Embedded,
@@ -80,8 +66,8 @@ fn store(from: &shape::StoreSection, environment: &Environment) -> StoreBackend 
             credentials: logins::credentials(from),
             prefix: from.prefix.clone(),
             durability: from.durability,
-            lease: from.lease.0,
-            streams_max: usize::try_from(from.streams_max).expect("the schema bounds it"),
+            lease: from.lease,
+            streams_max: from.streams_max,
             seal_key: from.seal_key.clone(),
         })),
     }

@@ -13,11 +13,12 @@ use std::{
 };
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use super::{listen::ListenAddress, stream::StreamSection};
 use crate::{
     auth::ClientAuth,
+    listener::IpNetwork,
     model::{AccountName, SecretRef, Span, StreamName},
     store::{Retention, redis::Durability},
 };
@@ -28,13 +29,13 @@ use crate::{
 #[schemars(extend("x-not-yet" = ["consumers", "redaction", "sinks"]))]
 pub(crate) struct File {
     /// The listener for consumers.
-    #[serde(default = "all_defaults::<HttpSection>")]
-    pub http: HttpSection,
+    #[serde(default)]
+    pub http: HttpConfig,
     /// The listener for health, metrics and status.
-    #[serde(default = "all_defaults::<AdminSection>")]
-    pub admin: AdminSection,
+    #[serde(default)]
+    pub admin: AdminConfig,
     /// Where the logs are stored.
-    #[serde(default = "all_defaults::<StoreSection>")]
+    #[serde(default)]
     pub store: StoreSection,
     /// Credentials at a platform. The key is a name that you choose.
     #[serde(default)]
@@ -48,65 +49,74 @@ pub(crate) struct File {
 
 /// The listener for consumers.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 #[schemars(extend("x-not-yet" = ["auth", "tls"]))]
-pub(crate) struct HttpSection {
+pub struct HttpConfig {
     /// Address and port for consumers, or host name and port such as `localhost:8080`. A name is resolved once, and
     /// IPv4 is preferred. Must be a loopback address, because this version cannot authenticate consumers.
-    #[serde(default = "loopback::<8080>")]
     #[schemars(with = "String", extend("format" = "address"))]
     pub listen: ListenAddress,
     /// Origins of web pages that may connect, such as `https://dash.example.com`. None by default, so that no web page
     /// can read events through the browser of a user on this machine.
-    #[serde(default)]
     #[schemars(extend("items" = { "type": "string", "format": "origin" }))]
     pub allowed_origins: Vec<String>,
     /// Accepted `Host` headers in addition to loopback, such as `relay.example.com`: for a proxy that keeps the `Host`.
-    #[serde(default)]
     #[schemars(extend("items" = { "type": "string", "format": "host" }))]
     pub allowed_hosts: Vec<String>,
     /// The maximum number of connections; fewer if the limit of open files is lower. More connections get a 503.
-    #[serde(default = "count::<10_000>")]
-    #[schemars(range(min = 1, max = 1_000_000), extend("x-unit" = "connections"))]
-    pub connections: u64,
+    #[schemars(with = "u64", range(min = 1, max = 1_000_000), extend("x-unit" = "connections"))]
+    pub connections: usize,
     /// The maximum number of connections per client address. More connections of that address get a 429.
-    #[serde(default = "count::<2_500>")]
-    #[schemars(range(min = 1, max = 1_000_000), extend("x-unit" = "connections"))]
-    pub connections_per_address: u64,
+    #[schemars(with = "u64", range(min = 1, max = 1_000_000), extend("x-unit" = "connections"))]
+    pub connections_per_address: usize,
     /// Proxies, such as `10.0.0.7` or `10.0.0.0/8`, whose `Forwarded` or `X-Forwarded-For` header is trusted: their
     /// connections count for the client address in the header.
-    #[serde(default)]
-    #[schemars(extend("items" = { "type": "string", "format": "network" }))]
-    pub trusted_proxies: Vec<String>,
+    #[schemars(with = "Vec<String>", extend("items" = { "type": "string", "format": "network" }))]
+    pub trusted_proxies: Vec<IpNetwork>,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            listen: loopback(8080),
+            allowed_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
+            connections: 10_000,
+            connections_per_address: 2_500,
+            trusted_proxies: Vec::new(),
+        }
+    }
 }
 
 /// The listener for health, metrics and status.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 #[schemars(extend("x-not-yet" = ["token", "drills"]))]
-pub(crate) struct AdminSection {
+pub struct AdminConfig {
     /// Address and port of the admin listener. Must be a loopback address, because this version cannot authenticate
     /// operators.
-    #[serde(default = "loopback::<9090>")]
     #[schemars(with = "String", extend("format" = "address"))]
     pub listen: ListenAddress,
     /// Accepted `Host` headers in addition to loopback, such as `relay.example.com`: for a proxy that keeps the `Host`.
-    #[serde(default)]
     #[schemars(extend("items" = { "type": "string", "format": "host" }))]
     pub allowed_hosts: Vec<String>,
 }
 
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { listen: loopback(9090), allowed_hosts: Vec::new() }
+    }
+}
+
 /// Where the logs are stored.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 #[schemars(extend("x-decides" = "kind"))]
 pub(crate) struct StoreSection {
     /// The kind of store.
-    #[serde(default)]
     pub kind: StoreKind,
     /// The directory of the embedded store, relative to the working directory. One process uses it at a time. With
     /// every kind of store, rotated refresh tokens are stored in it.
-    #[serde(default = "store_path")]
     pub path: PathBuf,
     /// The URL of Redis: `redis://HOST`, `redis+sentinel://HOST,HOST/NAME?db=0` or `redis-cluster://HOST,HOST`;
     /// `rediss` uses TLS. A URL with a password is a secret: `{ env = "NAME" }` or `{ file = "PATH" }`. Required by
@@ -121,28 +131,44 @@ pub(crate) struct StoreSection {
     /// The password of the Sentinels. By default the Redis password. Read again for each connection.
     pub sentinel_password: Option<SecretRef>,
     /// The prefix of all Redis keys. Deployments that share a Redis but not their streams need different prefixes.
-    #[serde(default = "store_prefix")]
     #[schemars(extend("format" = "prefix"))]
     pub prefix: String,
     /// The key that encrypts tokens in Redis.
     pub seal_key: Option<SecretRef>,
     /// When an entry is shown to consumers: `written` by the primary, or `replicated` to at least one replica.
-    #[serde(default)]
     pub durability: Durability,
     /// The lifetime of a replica's membership. A dead owner of a stream is detected within this time.
-    #[serde(default = "secs::<2>")]
+    #[serde(with = "Span")]
     #[schemars(extend("x-minimum" = "500ms", "x-maximum" = "60s"))]
-    pub lease: Span,
+    pub lease: Duration,
     /// The maximum number of streams that one replica owns.
-    #[serde(default = "count::<100_000>")]
-    #[schemars(range(min = 1, max = 100_000), extend("x-unit" = "streams"))]
-    pub streams_max: u64,
+    #[schemars(with = "u64", range(min = 1, max = 100_000), extend("x-unit" = "streams"))]
+    pub streams_max: usize,
     /// Allows a password in plain text on the network to Redis. For closed test networks only.
-    #[serde(default)]
     pub insecure: bool,
     /// Limits of each stream's log; the oldest entries are trimmed at the first limit that is reached.
-    #[serde(default)]
     pub retention: Retention,
+}
+
+impl Default for StoreSection {
+    fn default() -> Self {
+        Self {
+            kind: StoreKind::default(),
+            path: PathBuf::from("data"),
+            url: None,
+            username: None,
+            password: None,
+            sentinel_username: None,
+            sentinel_password: None,
+            prefix: "trunkline".to_owned(),
+            seal_key: None,
+            durability: Durability::default(),
+            lease: Duration::from_secs(2),
+            streams_max: 100_000,
+            insecure: false,
+            retention: Retention::default(),
+        }
+    }
 }
 
 /// The URL of a store, or a reference to it.
@@ -266,25 +292,8 @@ pub(crate) enum GrantKind {
     Static,
 }
 
-/// A table in which every key has its default.
-fn all_defaults<T: DeserializeOwned>() -> T {
-    serde_json::from_str("{}").expect("every key of the table has a default")
-}
-
-fn loopback<const PORT: u16>() -> ListenAddress {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)).into()
-}
-
-fn store_path() -> PathBuf {
-    PathBuf::from("data")
-}
-
-fn store_prefix() -> String {
-    "trunkline".to_owned()
-}
-
-fn count<const N: u64>() -> u64 {
-    N
+fn loopback(port: u16) -> ListenAddress {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()
 }
 
 fn secs<const N: u64>() -> Span {

@@ -13,9 +13,11 @@ use hyper::{
     HeaderMap,
     header::{FORWARDED, HeaderName},
 };
+use serde::{Deserialize, Serialize};
 
 /// An IP address or a network such as `10.0.0.0/8`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct IpNetwork {
     address: IpAddr,
     prefix: u8,
@@ -61,9 +63,26 @@ impl FromStr for IpNetwork {
     }
 }
 
+impl TryFrom<String> for IpNetwork {
+    type Error = IpNetworkError;
+
+    fn try_from(text: String) -> Result<Self, IpNetworkError> {
+        text.parse()
+    }
+}
+
+impl From<IpNetwork> for String {
+    fn from(network: IpNetwork) -> Self {
+        network.to_string()
+    }
+}
+
 impl fmt::Display for IpNetwork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
+        match (self.address, self.prefix) {
+            (IpAddr::V4(_), 32) | (IpAddr::V6(_), 128) => self.address.fmt(f),
+            (IpAddr::V4(_) | IpAddr::V6(_), prefix) => write!(f, "{}/{prefix}", self.address),
+        }
     }
 }
 
