@@ -5,6 +5,7 @@
 mod endpoints;
 mod failures;
 mod machine;
+mod notices;
 mod output;
 mod rotation;
 mod state;
@@ -12,6 +13,7 @@ mod tokens;
 
 pub(super) use self::{
     machine::Link,
+    notices::Notices,
     output::{BadFrame, DialRequest, LinkOutput, PathInput},
 };
 
@@ -26,7 +28,7 @@ use super::{
     settings::OVERLAP_MAX,
 };
 use crate::{
-    connector::{Endpoint, Item, Notice},
+    connector::Endpoint,
     model::{Gap, GapReason},
     protocol::{
         Moment,
@@ -196,17 +198,7 @@ impl Link {
 
     /// The successor of an old session that has not answered its probe.
     pub(super) fn successor_of_unflushed(&self) -> Option<SessionId> {
-        match &self.state {
-            LinkState::Overlapping { old, new, .. } if !old.has_acked_probes() => Some(new.id()),
-            LinkState::Overlapping { .. }
-            | LinkState::Waiting
-            | LinkState::Opening { .. }
-            | LinkState::Live { .. }
-            | LinkState::Swapping { .. }
-            | LinkState::BackingOff { .. }
-            | LinkState::Paused
-            | LinkState::Drained => None,
-        }
+        self.state.successor_of_unflushed().map(Session::id)
     }
 
     /// Repeats the outputs about the endpoint in use, for a new data path.
@@ -221,16 +213,7 @@ impl Link {
 
     /// Why a command would have no effect now. None if it has an effect, or if its effect is there already.
     pub(super) fn objection(&self, command: &Input, draining: bool) -> Option<&'static str> {
-        let is_waiting = matches!(self.state, LinkState::Waiting | LinkState::BackingOff { .. });
-        match (command, &self.state) {
-            (Input::Rotate | Input::Pause | Input::Resume, LinkState::Drained) => Some("it is ending"),
-            (Input::Rotate | Input::Resume, _) if draining => Some("it is ending"),
-            (Input::Rotate, LinkState::Paused) => Some("it is paused: resume it first"),
-            (Input::Rotate | Input::Resume, _) if is_waiting && self.tokens.usable().is_none() => {
-                Some("it waits for a token that the platform accepts: see the account's status")
-            }
-            _ => None,
-        }
+        self.state.objection(command, draining, self.tokens.usable().is_some())
     }
 
     /// An operator asks for another session. A live session is rotated. An attempt that hangs is started again without
@@ -391,14 +374,7 @@ impl Link {
                 self.on_only_session_live(id, swap, position_refused, now);
             }
             LinkState::Swapping { old, new, rotation } if new.id() == id => {
-                self.report(StreamReport::Rotated { trigger: rotation.trigger, silence: Duration::ZERO });
-                self.apply(PathInput::SuccessorLive(id));
-                let loses_topic = loses_topic(&old, &new);
-                self.overlap(old, new, now);
-                self.adopt_endpoint();
-                if loses_topic {
-                    self.apply(PathInput::Gap(Gap::unknown(GapReason::NoReplay)));
-                }
+                self.on_successor_live(old, new, rotation.trigger, now);
             }
             state @ (LinkState::Waiting
             | LinkState::Live { .. }
@@ -437,28 +413,6 @@ impl Link {
     }
 }
 
-/// The notices of a frame that leave the session live.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Notices {
-    closing: bool,
-    token_revoked: bool,
-}
-
-impl Notices {
-    pub(super) fn of(items: &[Item]) -> Self {
-        Self {
-            closing: items.contains(&Item::Notice(Notice::Closing)),
-            token_revoked: items.contains(&Item::Notice(Notice::TokenRevoked)),
-        }
-    }
-}
-
 fn is_hung(session: &Session, now: Moment) -> bool {
     now.at >= session.started_at() + HUNG_AFTER
-}
-
-/// Whether the platform refused the successor a topic of the old session.
-fn loses_topic(old: &Session, new: &Session) -> bool {
-    let (old, new) = (old.provisioned(), new.provisioned());
-    old.zip(new).is_some_and(|(old, new)| old.endpoint.topic_refused_by(&new.endpoint).is_some())
 }

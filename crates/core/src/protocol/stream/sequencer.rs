@@ -6,21 +6,20 @@
 mod expected;
 mod limits;
 mod refetch;
+mod replays;
 mod reset;
 mod seen;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Instant,
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use self::{
     expected::Expected,
     limits::{HELD_BYTES_MAX, REORDER_MAX, REORDER_WAIT_MAX},
     refetch::Refetches,
+    replays::Replays,
     reset::{ResetCandidates, weight},
     seen::{SeenEvents, digest},
 };
@@ -33,9 +32,6 @@ use crate::{
 const REFETCH_HELD_MAX: usize = 1_024;
 /// A reset takes at least this many events with old numbers in a run. A single one is a stray.
 const RESET_RUN_MIN: usize = 2;
-/// The maximum number of sessions that replay at the same time.
-const REPLAYS_MAX: usize = 64;
-
 /// What becomes of received events.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Decision {
@@ -56,18 +52,12 @@ pub(super) struct Sequencer {
     reset_candidates: Option<ResetCandidates>,
     /// The number of the newest stray. One more event just behind it makes a run, unless the numbering has continued.
     stray: Option<Sequence>,
-    /// Why the position was abandoned, and whether an event without a number came since.
-    abandon_reason: Option<GapReason>,
-    unnumbered_since: bool,
     /// From this number on every number was received, lies in a gap, or is a little older than the start of this
     /// process.
     received_from: Sequence,
     /// The newest session that brought an event.
     newest: SessionId,
-    /// The newest sessions that were dialled with a number and have not caught up yet, and that number.
-    replays: VecDeque<(SessionId, Sequence)>,
-    /// The last number that another replica stored. Sessions of this replica may bring older numbers too.
-    takeover_position: Option<Sequence>,
+    replays: Replays,
     seen: SeenEvents,
 }
 
@@ -84,11 +74,8 @@ impl Sequencer {
             refetches: Refetches::default(),
             reset_candidates: None,
             stray: None,
-            abandon_reason: None,
-            unnumbered_since: false,
             newest: SessionId(0),
-            replays: VecDeque::new(),
-            takeover_position: None,
+            replays: Replays::default(),
             seen: SeenEvents::default(),
         }
     }
@@ -105,33 +92,24 @@ impl Sequencer {
 
     /// Whether the position was abandoned and its gap is not in the log yet.
     pub(super) fn is_abandoned(&self) -> bool {
-        matches!(self.expected, Expected::Beyond(_, Some(_)))
+        self.expected.is_abandoned()
     }
 
     /// Abandons the position for this reason. The gap before the next event has this reason.
     pub(super) fn abandon(&mut self, reason: GapReason) {
-        if let Some(last) = self.last() {
-            self.expected = Expected::Beyond(last, Some(reason));
-            self.abandon_reason = Some(reason);
-            self.unnumbered_since = false;
+        if self.expected.abandon(reason) {
             self.refetches.cancel();
         }
     }
 
-    /// A session without a position is live. If events without a number were stored behind the gap of an abandoned
-    /// position, an earlier session brought them, and this session begins behind another gap.
+    /// A session without a position is live.
     pub(super) fn mark_connected(&mut self) {
-        if let Expected::Beyond(last, None) = self.expected
-            && std::mem::take(&mut self.unnumbered_since)
-        {
-            self.expected = Expected::Beyond(last, self.abandon_reason);
-        }
+        self.expected.mark_connected();
     }
 
     /// Stores an event without a number. The gap of an abandoned position comes first.
     pub(super) fn pass_unnumbered(&mut self, event: Event, decisions: &mut Vec<Decision>) {
-        decisions.extend(self.take_abandoned_gap().map(Decision::Gap));
-        self.unnumbered_since = true;
+        decisions.extend(self.expected.on_unnumbered().map(Decision::Gap));
         decisions.push(Decision::Accepted(Event { sequence: None, ..event }));
     }
 
@@ -143,15 +121,12 @@ impl Sequencer {
     /// A session is dialled with this number: it repeats the events after it.
     pub(super) fn record_resume(&mut self, session: SessionId, after: Sequence) {
         self.refetches.record_resume(session, after);
-        if self.replays.len() == REPLAYS_MAX {
-            self.replays.pop_front();
-        }
-        self.replays.push_back((session, after));
+        self.replays.record_resume(session, after);
     }
 
     /// Another replica stored the events up to now.
     pub(super) fn took_over(&mut self) {
-        self.takeover_position = self.last();
+        self.replays.took_over(self.last());
     }
 
     /// How many events are held.
@@ -175,7 +150,7 @@ impl Sequencer {
     ) {
         self.newest = self.newest.max(session);
         if self.last().is_some_and(|last| sequence > last) {
-            self.replays.retain(|(caught_up, _)| *caught_up != session);
+            self.replays.on_caught_up(session);
             self.reject_reset(session, decisions);
         }
         match self.expected {
@@ -183,7 +158,7 @@ impl Sequencer {
                 self.received_from = sequence;
                 self.pass(sequence, event, decisions);
             }
-            Expected::After(last) | Expected::Beyond(last, _) if sequence <= last => {
+            Expected::After(last) | Expected::Beyond { last, .. } if sequence <= last => {
                 self.accept_old(last, sequence, event, session, now, decisions);
             }
             Expected::After(last) if sequence == last.next() => {
@@ -197,12 +172,12 @@ impl Sequencer {
                 self.refetches.on_later_number(session, now);
                 self.hold_for_reorder(sequence, event, now, decisions);
             }
-            Expected::Beyond(..) if !self.reorder_buffer.is_empty() => {
+            Expected::Beyond { .. } if !self.reorder_buffer.is_empty() => {
                 // Events from before the position was abandoned come first.
                 self.skip_missing(decisions);
                 self.accept(sequence, event, session, now, decisions);
             }
-            Expected::Beyond(..) => self.accept_after_gap(sequence, event, decisions),
+            Expected::Beyond { .. } => self.accept_after_gap(sequence, event, decisions),
         }
     }
 
@@ -341,11 +316,11 @@ impl Sequencer {
             self.drop_replayed_candidates(session, sequence, decisions);
             return decisions.push(Decision::Duplicates(1));
         }
-        let replayed = self.is_replay(session, sequence);
+        let replayed = self.replays.is_repeated_by(session, sequence) && !self.seen.has_number(sequence);
         if replayed {
             self.seen.insert_older(sequence, digest);
         }
-        let repeated = replayed || self.is_before_takeover(last, sequence);
+        let repeated = replayed || self.replays.is_before_takeover(last, sequence);
         if repeated {
             self.drop_replayed_candidates(session, sequence, decisions);
         }
@@ -429,23 +404,11 @@ impl Sequencer {
         let gap = Gap { lost: None, ..Gap::between(GapReason::Reset, self.last(), candidates.first()) };
         decisions.push(Decision::Gap(gap));
         self.seen.reset();
-        self.takeover_position = None;
+        self.replays.reset_numbering();
         self.stray = None;
         self.expected = Expected::First;
         for (sequence, event) in candidates.events {
             self.accept(sequence, event, candidates.session, now, decisions);
         }
-    }
-
-    /// Whether a session that replays repeats this number, and its digest is not known any more.
-    fn is_replay(&self, session: SessionId, sequence: Sequence) -> bool {
-        let is_replaying = self.replays.iter().any(|(replaying, after)| *replaying == session && sequence > *after);
-        is_replaying && !self.seen.has_number(sequence)
-    }
-
-    /// Whether this number lies a little before the last number that another replica stored.
-    fn is_before_takeover(&self, last: Sequence, sequence: Sequence) -> bool {
-        let near = |number: Sequence, other: Sequence| number.0.abs_diff(other.0) < REORDER_MAX as u64;
-        self.takeover_position.is_some_and(|end| sequence <= end && near(sequence, end) && near(last, end))
     }
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     connector::{Endpoint, Failure, Overlap, Resume, Verdict},
-    model::{GapReason, Rotation},
+    model::{Gap, GapReason, Rotation},
     protocol::{
         Moment,
         backoff::BackoffCurve,
@@ -137,6 +137,18 @@ impl Link {
         self.open_session(Some(BreakFirstSwap { trigger, since: now.at }), now);
     }
 
+    /// The successor is live: the overlap begins.
+    pub(super) fn on_successor_live(&mut self, old: Session, new: Session, trigger: Trigger, now: Moment) {
+        self.report(StreamReport::Rotated { trigger, silence: Duration::ZERO });
+        self.apply(PathInput::SuccessorLive(new.id()));
+        let loses_topic = loses_topic(&old, &new);
+        self.overlap(old, new, now);
+        self.adopt_endpoint();
+        if loses_topic {
+            self.apply(PathInput::Gap(Gap::unknown(GapReason::NoReplay)));
+        }
+    }
+
     /// Why a successor is not dialled: the platform refused it a topic of the old session.
     pub(super) fn topic_loss(&self, id: SessionId, endpoint: &Endpoint) -> Option<Failure> {
         let LinkState::Swapping { old, new, rotation } = &self.state else { return None };
@@ -148,7 +160,7 @@ impl Link {
     }
 
     /// The successor is live.
-    pub(super) fn overlap(&mut self, mut old: Session, new: Session, now: Moment) {
+    fn overlap(&mut self, mut old: Session, new: Session, now: Moment) {
         let (overlap_until, overlap_deadline) = match self.capabilities.resume {
             // The successor repeats what the old session may not have brought.
             Resume::Sequence => (now.at, now.at),
@@ -230,4 +242,10 @@ fn spare_endpoint(new: &Session, verdict: Verdict, failure: &Failure) -> Option<
 /// The rotation after a successor was lost during the overlap.
 pub(super) fn retry_rotation(trigger: Trigger, now: Moment) -> PendingRotation {
     PendingRotation { trigger, at: now.at + SUCCESSOR_RETRY.first, failures: 1 }
+}
+
+/// Whether the platform refused the successor a topic of the old session.
+fn loses_topic(old: &Session, new: &Session) -> bool {
+    let (old, new) = (old.provisioned(), new.provisioned());
+    old.zip(new).is_some_and(|(old, new)| old.endpoint.topic_refused_by(&new.endpoint).is_some())
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::super::messages::{StreamState, Trigger};
+use super::super::messages::{Input, StreamState, Trigger};
 use crate::protocol::session::Session;
 
 /// The sessions of a stream, and the step they are in.
@@ -108,6 +108,35 @@ impl LinkState {
             }
             Self::BackingOff { cause: BackoffCause::Refused, .. } => StreamState::Failed,
             Self::Paused | Self::Drained => StreamState::Paused,
+        }
+    }
+
+    /// Why a command would have no effect in this state. None if it has an effect, or if its effect is there already.
+    pub(super) fn objection(&self, command: &Input, is_draining: bool, has_token: bool) -> Option<&'static str> {
+        let is_waiting = matches!(self, Self::Waiting | Self::BackingOff { .. });
+        match (command, self) {
+            (Input::Rotate | Input::Pause | Input::Resume, Self::Drained) => Some("it is ending"),
+            (Input::Rotate | Input::Resume, _) if is_draining => Some("it is ending"),
+            (Input::Rotate, Self::Paused) => Some("it is paused: resume it first"),
+            (Input::Rotate | Input::Resume, _) if is_waiting && !has_token => {
+                Some("it waits for a token that the platform accepts: see the account's status")
+            }
+            _ => None,
+        }
+    }
+
+    /// The successor of an old session that has not answered its probe.
+    pub(super) fn successor_of_unflushed(&self) -> Option<&Session> {
+        match self {
+            Self::Overlapping { old, new, .. } if !old.has_acked_probes() => Some(new),
+            Self::Overlapping { .. }
+            | Self::Waiting
+            | Self::Opening { .. }
+            | Self::Live { .. }
+            | Self::Swapping { .. }
+            | Self::BackingOff { .. }
+            | Self::Paused
+            | Self::Drained => None,
         }
     }
 
