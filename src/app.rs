@@ -1,36 +1,40 @@
 //! The wiring: starts every part from the configuration, owns the task groups, and drains them in order.
 
+mod connections;
+mod replicas;
 mod starting;
+mod trial;
 
-use std::{collections::BTreeMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+pub use self::{
+    starting::{StoreCheck, check_store},
+    trial::{SnapshotCheck, Trial},
+};
+
+use std::{collections::BTreeMap, future::Future, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, anyhow};
 use tempfile::TempDir;
 
+use self::{
+    connections::{admin_settings, server_settings, share_descriptors},
+    replicas::{join, sharing},
+};
 use crate::{
     admin::{self, AdminServer, Readiness, StartupProgress},
-    auth::{self, AccountStatus, Tokens},
+    auth::{self, Tokens},
     config::{self, Config, StreamConfig},
-    coordination::{self, LeaseHandle, Registry, Replica, SharedSettings},
+    coordination::{LeaseHandle, Replica},
     downstream::server,
-    event_log::{self, EventLogs},
-    listener::{self, descriptors},
-    model::{AccountName, ReplicaId, Source, StreamName},
+    event_log::EventLogs,
+    model::{AccountName, StreamName},
     network::{NetworkPolicy, Resolver, TrustedRoots},
-    protocol::{lease, session::Timeouts, stream},
-    random,
-    store::{
-        Retention, Retry, Store,
-        embedded::{self, EmbeddedStore},
-        redis::{self, RedisStore, address::Address, connection::RedisTimeouts},
-    },
+    protocol::{session::Timeouts, stream},
+    store::{Store, embedded, redis},
     tasks::Tasks,
     telemetry::metrics,
-    upstream::{self, StreamRegistry, StreamStatus},
+    upstream::{self, StreamRegistry},
 };
 
-/// Bytes of a stream's newest entries that are served from memory.
-const TAIL_BYTES: usize = 4 << 20;
 /// Timeout until a socket is open, and again until its first data.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// Timeout of the WebSocket close handshake with the platform.
@@ -40,20 +44,6 @@ const HANDOVER_MAX: Duration = Duration::from_secs(5);
 /// Timeout for the handover or release of all streams.
 const HANDOVER_GRACE: Duration = Duration::from_secs(10);
 const REPLICAS_GRACE: Duration = Duration::from_secs(1);
-/// Interval of an owner's heartbeats to its standby.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
-/// An owner without a heartbeat for this time is considered dead.
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(400);
-/// Maximum delay after the start before a replica takes streams, as a share of the lease: replicas that start together
-/// see each other first.
-const LEASE_JITTER_SHARE: f64 = 0.5;
-/// Timeout of a lease request, as a share of the lease.
-const ANSWER_TIMEOUT_SHARE: f64 = 0.25;
-/// Timeout of a connection for lease requests, as a share of the lease.
-const CONNECT_TIMEOUT_SHARE: f64 = 0.5;
-/// Timeouts for shared tokens. After them a replica continues without the other replicas.
-const VAULT_LIMITS: RedisTimeouts =
-    RedisTimeouts { connect: Duration::from_millis(750), response: Duration::from_millis(750) };
 /// Timeout for streams to close their sessions and flush received events.
 const UPSTREAM_GRACE: Duration = Duration::from_secs(6);
 /// Timeout to send subscribers their remaining entries and a close.
@@ -209,126 +199,6 @@ impl App {
     }
 }
 
-/// Raises the limit of open files, and divides the descriptors among the listeners.
-fn share_descriptors(config: &Config) -> descriptors::ConnectionBudget {
-    let limit = descriptors::raise();
-    let wanted = descriptors::DescriptorDemand {
-        consumers: config.http.connections,
-        streams: config.streams.len(),
-        accounts: config.accounts.len(),
-    };
-    let share = descriptors::budget(limit, wanted);
-    let (consumers, operators) = (share.consumers, share.operators);
-    if consumers < wanted.consumers {
-        tracing::warn!(
-            consumers,
-            operators,
-            configured = wanted.consumers,
-            descriptors = limit,
-            "fewer connections than http.connections: raise the hard limit of open files (ulimit -Hn, LimitNOFILE)"
-        );
-    } else {
-        tracing::info!(consumers, operators, descriptors = limit, "connection limits of the listeners");
-    }
-    share
-}
-
-fn server_settings(config: &Config, connections: usize) -> server::Settings {
-    let http = &config.http;
-    let limits = listener::HttpListener {
-        connections_max: connections,
-        connections_per_address_max: http.connections_per_address,
-        trusted_proxies: http.trusted_proxies.clone(),
-        ..listener::HttpListener::default()
-    };
-    server::Settings {
-        allowed_origins: http.allowed_origins.clone(),
-        allowed_hosts: http.allowed_hosts.clone(),
-        limits,
-        ..server::Settings::new(http.listen.address())
-    }
-}
-
-fn admin_settings(config: &Config, connections: usize) -> admin::Settings {
-    let usual = admin::Settings::new(config.admin.listen.address());
-    let limits = listener::HttpListener {
-        connections_max: connections,
-        connections_per_address_max: connections,
-        ..usual.limits
-    };
-    admin::Settings { allowed_hosts: config.admin.allowed_hosts.clone(), limits, ..usual }
-}
-
-/// The accounts and streams of a configuration with a temporary log, to test them.
-#[derive(Debug)]
-pub struct Trial {
-    config: Config,
-    accounts: Tasks,
-    upstream: Tasks,
-    tokens: BTreeMap<AccountName, Tokens>,
-    streams: StreamRegistry,
-    logs: EventLogs,
-    store: Store,
-    folder: TempDir,
-}
-
-impl Trial {
-    /// Starts every account and stream, without listeners.
-    pub async fn start(mut config: Config) -> anyhow::Result<Self> {
-        let folder = temporary_folder("check")?;
-        config.store.kind = config::StoreBackend::Embedded;
-        config.store.path = folder.path().to_owned();
-        let store = open_store(&config).await?;
-        let logs = open_logs(&config, &store).await?;
-        let (mut accounts, mut upstream) = (Tasks::new("accounts"), Tasks::new("upstream"));
-        let tokens = start_accounts(&config, None, &mut accounts)?;
-        let streams = start_streams(&config, &logs, &tokens, BTreeMap::new(), &mut upstream).await?;
-        Ok(Self { config, accounts, upstream, tokens, streams, logs, store, folder })
-    }
-
-    pub fn accounts(&self) -> Vec<AccountStatus> {
-        self.tokens.values().map(Tokens::status).collect()
-    }
-
-    pub fn streams(&self) -> Vec<StreamStatus> {
-        self.streams.statuses()
-    }
-
-    /// Requests the snapshot URL of a stream once; `None` if the stream has no such URL.
-    pub async fn snapshot(&self, name: &StreamName) -> Option<SnapshotCheck> {
-        let stream = self.config.streams.get(name)?;
-        let tokens = self.tokens.get(&stream.account)?;
-        let settings = stream_settings(name, stream, &self.config, tokens.network());
-        let request = settings.configured_snapshot()?;
-        let token = tokens.watch().borrow().clone();
-        Some(match token {
-            None => SnapshotCheck::NoToken,
-            Some(token) => match settings.try_call(request, token.secret).await {
-                Ok(good) => SnapshotCheck::Answered(good),
-                Err(why) => SnapshotCheck::Failed(format!("streams.{name}.snapshot_url: {why}")),
-            },
-        })
-    }
-
-    /// Closes every session, and removes the temporary log.
-    pub async fn end(self) -> anyhow::Result<()> {
-        self.upstream.drain(UPSTREAM_GRACE).await?;
-        self.accounts.drain(ACCOUNTS_GRACE).await?;
-        self.logs.close();
-        self.store.close().await;
-        self.folder.close().context("cannot remove the temporary folder")
-    }
-}
-
-/// The result of a request to a snapshot URL.
-#[derive(Debug)]
-pub enum SnapshotCheck {
-    /// The account has no token.
-    NoToken,
-    Answered(String),
-    Failed(String),
-}
-
 /// Creates a folder in the system's temporary folder; it is removed when the value is dropped.
 pub fn temporary_folder(purpose: &str) -> anyhow::Result<TempDir> {
     tempfile::Builder::new()
@@ -337,85 +207,10 @@ pub fn temporary_folder(purpose: &str) -> anyhow::Result<TempDir> {
         .context("cannot create a temporary folder")
 }
 
-/// The result of opening a store.
-#[derive(Debug)]
-pub struct StoreCheck {
-    pub summary: String,
-    /// The warnings that the daemon logs at its start.
-    pub warnings: Vec<String>,
-}
-
-/// Opens and closes the configured store.
-pub async fn check_store(config: &Config) -> anyhow::Result<StoreCheck> {
-    match open_store(config).await {
-        Ok(store) => {
-            let warnings = store.warnings().to_vec();
-            store.close().await;
-            let found = match &config.store.kind {
-                config::StoreBackend::Embedded => format!("{} is usable", config.store.path.display()),
-                config::StoreBackend::Redis(redis) => format!("{} is usable", redis.address),
-            };
-            Ok(StoreCheck { summary: found, warnings })
-        }
-        Err(error) => match error.downcast_ref() {
-            Some(embedded::OpenError::InUse { path, holder }) => {
-                let found = format!("{} is in use by a running daemon ({holder})", path.display());
-                Ok(StoreCheck { summary: found, warnings: Vec::new() })
-            }
-            _ => Err(error),
-        },
-    }
-}
-
 /// Installs the TLS provider of the process; further calls have no effect.
 pub fn install_crypto() {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         tracing::trace!("the crypto provider is installed already");
-    }
-}
-
-/// When to retry after this failure to open the store.
-fn retry(error: &anyhow::Error) -> Retry {
-    let redis = error.downcast_ref::<redis::UnsupportedServer>().map(redis::UnsupportedServer::retry);
-    redis.or_else(|| error.downcast_ref::<embedded::OpenError>().map(embedded::OpenError::retry)).unwrap_or(Retry::Soon)
-}
-
-async fn open_store(config: &Config) -> anyhow::Result<Store> {
-    let retention = config.store.retention;
-    match &config.store.kind {
-        config::StoreBackend::Embedded => {
-            let settings = embedded::Settings { path: config.store.path.clone(), retention };
-            let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&settings)).await?;
-            Ok(Store::Embedded(opened?))
-        }
-        config::StoreBackend::Redis(from) => {
-            let address = from.credentials.locate(&from.address).await?;
-            let store = RedisStore::new(redis_settings(from, address, retention));
-            let warnings = check_redis(&store).await.with_context(|| format!("store.url: {}", from.address))?;
-            for warning in &warnings {
-                tracing::warn!(address = %from.address, "{warning}");
-            }
-            store.set_warnings(warnings);
-            Ok(Store::Redis(store))
-        }
-    }
-}
-
-/// Whether the server can be used, and warnings for the operator.
-async fn check_redis(store: &RedisStore) -> Result<Vec<String>, redis::UnsupportedServer> {
-    let mut warnings = store.preflight().await?;
-    warnings.extend(coordination::settings_warning(store).await?);
-    Ok(warnings)
-}
-
-fn redis_settings(from: &config::RedisConfig, address: Address, retention: Retention) -> redis::Settings {
-    redis::Settings {
-        address,
-        credentials: from.credentials.clone(),
-        prefix: from.prefix.clone(),
-        durability: from.durability,
-        retention,
-        timeouts: RedisTimeouts::default(),
     }
 }
 
@@ -431,52 +226,6 @@ fn start_store_maintenance(store: &Store, tasks: &mut Tasks) {
             });
         }
     }
-}
-
-async fn open_logs(config: &Config, store: &Store) -> anyhow::Result<EventLogs> {
-    let streams: Vec<(StreamName, Source)> =
-        config.streams.iter().map(|(name, stream)| (name.clone(), Source::new(&stream.account, name))).collect();
-    let settings = event_log::Settings { tail_bytes: TAIL_BYTES };
-    EventLogs::open(store.clone(), &streams, &settings).await.context("cannot open the logs")
-}
-
-/// Settings to share tokens with the replicas on the same Redis, over a connection without appends.
-async fn sharing(config: &Config, store: &Store) -> anyhow::Result<Option<auth::TokenSharingSettings>> {
-    let (config::StoreBackend::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else { return Ok(None) };
-    let seal = auth::read_seal(from.seal_key.as_ref()).await.context("store.seal_key")?;
-    let connection = store.connection().dedicated_within(VAULT_LIMITS);
-    Ok(Some(auth::TokenSharingSettings { connection, prefix: from.prefix.clone(), seal: Arc::new(seal) }))
-}
-
-/// Joins the replicas on the same Redis, so that each stream has one owner.
-fn join(config: &Config, store: &Store, tasks: &mut Tasks) -> (Option<Replica>, BTreeMap<StreamName, LeaseHandle>) {
-    let (config::StoreBackend::Redis(from), Store::Redis(store)) = (&config.store.kind, store) else {
-        metrics::replica_members(1);
-        return (None, BTreeMap::new());
-    };
-    let me = ReplicaId(random::u64());
-    let standby = config.streams.iter().filter(|(_, stream)| stream.keys.standby).map(|(name, _)| name.clone());
-    let settings = lease::Settings {
-        me,
-        streams: config.streams.keys().cloned().collect(),
-        limit: from.streams_max,
-        standby: standby.collect(),
-        lease_ttl: from.lease,
-        heartbeat_interval: HEARTBEAT_INTERVAL,
-        heartbeat_timeout: HEARTBEAT_TIMEOUT,
-        handover_timeout: HANDOVER_MAX,
-        start_delay: from.lease.mul_f64(LEASE_JITTER_SHARE * fastrand::f64()),
-    };
-    // A separate connection: lease requests do not wait for appends.
-    let limits = RedisTimeouts {
-        connect: from.lease.mul_f64(CONNECT_TIMEOUT_SHARE),
-        response: from.lease.mul_f64(ANSWER_TIMEOUT_SHARE),
-    };
-    let shared_settings = SharedSettings::of(store.settings());
-    let registry = Registry::new(store.connection().dedicated_within(limits), &from.prefix, me, shared_settings);
-    let (replica, leases) = Replica::join(settings, registry, tasks);
-    tracing::info!(replica = %me, "joined");
-    (Some(replica), leases)
 }
 
 fn start_accounts(

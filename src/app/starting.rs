@@ -2,18 +2,26 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 
 use crate::{
     admin::StartupProgress,
     clock,
-    config::Config,
-    event_log::EventLogs,
+    config::{self, Config},
+    coordination,
+    event_log::{self, EventLogs},
+    model::{Source, StreamName},
     protocol::backoff::BackoffCurve,
-    store::{Retry, Store},
+    store::{
+        self, Retry, Store,
+        embedded::{self, EmbeddedStore},
+        redis::{self, RedisStore, address::Address, connection::RedisTimeouts},
+    },
     telemetry::{chain, metrics},
 };
 
+/// Bytes of a stream's newest entries that are served from memory.
+const TAIL_BYTES: usize = 4 << 20;
 /// Delays if the store may recover without an operator.
 const RETRY_SOON: BackoffCurve =
     BackoffCurve { first: Duration::from_millis(200), cap: Duration::from_secs(2), jitter: 0.2 };
@@ -40,7 +48,7 @@ pub(super) async fn open(config: &Config, progress: &StartupProgress) -> (Store,
             }
             Err(error) => {
                 metrics::store_failed("open");
-                let delay = failures.delay(super::retry(&error));
+                let delay = failures.delay(retry(&error));
                 let reason = chain(error.as_ref());
                 failures.log(&reason, delay);
                 progress.failed(reason);
@@ -51,13 +59,95 @@ pub(super) async fn open(config: &Config, progress: &StartupProgress) -> (Store,
 }
 
 async fn attempt(config: &Config) -> anyhow::Result<(Store, EventLogs)> {
-    let store = super::open_store(config).await?;
-    match super::open_logs(config, &store).await {
+    let store = open_store(config).await?;
+    match open_logs(config, &store).await {
         Ok(logs) => Ok((store, logs)),
         Err(error) => {
             store.close().await;
             Err(error)
         }
+    }
+}
+
+/// When to retry after this failure to open the store.
+fn retry(error: &anyhow::Error) -> Retry {
+    let redis = error.downcast_ref::<redis::UnsupportedServer>().map(redis::UnsupportedServer::retry);
+    redis.or_else(|| error.downcast_ref::<embedded::OpenError>().map(embedded::OpenError::retry)).unwrap_or(Retry::Soon)
+}
+
+pub(super) async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let retention = config.store.retention;
+    match &config.store.kind {
+        config::StoreBackend::Embedded => {
+            let settings = embedded::Settings { path: config.store.path.clone(), retention };
+            let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&settings)).await?;
+            Ok(Store::Embedded(opened?))
+        }
+        config::StoreBackend::Redis(from) => {
+            let address = from.credentials.locate(&from.address).await?;
+            let store = RedisStore::new(redis_settings(from, address, retention));
+            let warnings = check_redis(&store).await.with_context(|| format!("store.url: {}", from.address))?;
+            for warning in &warnings {
+                tracing::warn!(address = %from.address, "{warning}");
+            }
+            store.set_warnings(warnings);
+            Ok(Store::Redis(store))
+        }
+    }
+}
+
+/// Whether the server can be used, and warnings for the operator.
+async fn check_redis(store: &RedisStore) -> Result<Vec<String>, redis::UnsupportedServer> {
+    let mut warnings = store.preflight().await?;
+    warnings.extend(coordination::settings_warning(store).await?);
+    Ok(warnings)
+}
+
+fn redis_settings(from: &config::RedisConfig, address: Address, retention: store::Retention) -> redis::Settings {
+    redis::Settings {
+        address,
+        credentials: from.credentials.clone(),
+        prefix: from.prefix.clone(),
+        durability: from.durability,
+        retention,
+        timeouts: RedisTimeouts::default(),
+    }
+}
+
+pub(super) async fn open_logs(config: &Config, store: &Store) -> anyhow::Result<EventLogs> {
+    let streams: Vec<(StreamName, Source)> =
+        config.streams.iter().map(|(name, stream)| (name.clone(), Source::new(&stream.account, name))).collect();
+    let settings = event_log::Settings { tail_bytes: TAIL_BYTES };
+    EventLogs::open(store.clone(), &streams, &settings).await.context("cannot open the logs")
+}
+
+/// The result of opening a store.
+#[derive(Debug)]
+pub struct StoreCheck {
+    pub summary: String,
+    /// The warnings that the daemon logs at its start.
+    pub warnings: Vec<String>,
+}
+
+/// Opens and closes the configured store.
+pub async fn check_store(config: &Config) -> anyhow::Result<StoreCheck> {
+    match open_store(config).await {
+        Ok(store) => {
+            let warnings = store.warnings().to_vec();
+            store.close().await;
+            let found = match &config.store.kind {
+                config::StoreBackend::Embedded => format!("{} is usable", config.store.path.display()),
+                config::StoreBackend::Redis(redis) => format!("{} is usable", redis.address),
+            };
+            Ok(StoreCheck { summary: found, warnings })
+        }
+        Err(error) => match error.downcast_ref() {
+            Some(embedded::OpenError::InUse { path, holder }) => {
+                let found = format!("{} is in use by a running daemon ({holder})", path.display());
+                Ok(StoreCheck { summary: found, warnings: Vec::new() })
+            }
+            _ => Err(error),
+        },
     }
 }
 

@@ -4,11 +4,15 @@
 //! channel ends with its token, so a rotation uses a second channel, and events that arrive on both sockets are
 //! deduplicated (docs/platforms/genesys-cloud.md).
 
+mod listing;
 mod preparation;
 mod snapshot;
 mod subscription;
 
-pub use preparation::{ChannelPreparation, EXPANDED, expands};
+pub use self::{
+    listing::{EXPANDED, expands},
+    preparation::ChannelPreparation,
+};
 
 use std::time::Duration;
 

@@ -9,14 +9,15 @@ use std::{
     time::Duration,
 };
 
-use serde_json::value::RawValue;
-
-use super::{Settings, TOPICS_MAX, subscription};
+use super::{
+    Settings, TOPICS_MAX,
+    listing::{Family, IDS_MAX, ListingPage, id_of_entity},
+    subscription,
+};
 use crate::{
     connector::{
         Credential, Endpoint, Failure, Method, PreparationStep, RefusedTopic, RestConversation, RestRequest,
-        RestResponse, TopicState,
-        json::{self, Members},
+        RestResponse, TopicState, json::Members,
     },
     model::{Exchange, StatusMeaning},
 };
@@ -68,120 +69,9 @@ enum ChannelState {
     Done,
 }
 
-/// The requested page of a listing.
-#[derive(Debug, Clone)]
-struct ListingPage {
-    number: u32,
-    target: String,
-    /// The targets of earlier pages, at most [`PAGES_MAX`]. A listing that returns to one of them is a loop.
-    before: BTreeSet<String>,
-    /// The number of entries without a readable id.
-    unread: usize,
-}
-
-/// The kinds of ids that `*` can stand for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Family {
-    Queues,
-    Users,
-}
-
-const PAGE_LEN: usize = 100;
-/// The limit of pages. It exceeds the room of a channel by far.
-const PAGES_MAX: u32 = 100;
-/// The limit of ids of one family. It exceeds the room of a channel by far.
-const IDS_MAX: usize = 10_000;
-/// A longer `nextUri` is not followed.
-const TARGET_LEN_MAX: usize = 2_048;
-
 /// The names of the subscribing calls in errors.
 const PUT_SUBSCRIPTIONS: &str = "PUT /api/v2/notifications/channels/{id}/subscriptions";
 const POST_SUBSCRIPTIONS: &str = "POST /api/v2/notifications/channels/{id}/subscriptions";
-
-/// The families whose ids `*` stands for.
-pub const EXPANDED: [&str; 2] = ["queues", "users"];
-
-/// Whether the ids that `*` stands for in a topic can be looked up.
-pub fn expands(topic: &str) -> bool {
-    Family::of(topic).is_some()
-}
-
-impl Family {
-    const ALL: [Self; 2] = [Self::Queues, Self::Users];
-
-    fn of(topic: &str) -> Option<Self> {
-        let segments: Vec<&str> = topic.split('.').collect();
-        let star = segments.iter().position(|segment| *segment == "*" || segment.starts_with("*?"))?;
-        match segments.get(star.checked_sub(1)?).copied() {
-            Some("queues") => Some(Self::Queues),
-            Some("users") => Some(Self::Users),
-            _ => None,
-        }
-    }
-
-    fn path(self) -> &'static str {
-        match self {
-            Self::Queues => "/api/v2/routing/queues",
-            Self::Users => "/api/v2/users",
-        }
-    }
-
-    fn target(self, page: u32) -> String {
-        format!("{}?pageSize={PAGE_LEN}&pageNumber={page}", self.path())
-    }
-
-    /// The name of its listing in errors.
-    fn call(self) -> String {
-        format!("GET {}", self.path())
-    }
-}
-
-impl ListingPage {
-    fn first(family: Family) -> Self {
-        Self { number: 1, target: family.target(1), before: BTreeSet::new(), unread: 0 }
-    }
-
-    fn call(&self) -> PreparationStep {
-        PreparationStep::Call(RestRequest { method: Method::Get, target: self.target.clone(), body: None })
-    }
-
-    /// The next page, none after the last one, or why the listing is cut off.
-    fn next(&self, family: Family, listed: &Members, len: usize) -> Result<Option<Self>, String> {
-        let number = self.number + 1;
-        let pages = listed.number("pageCount");
-        let target = match listed.text("nextUri").filter(|uri| !uri.is_empty()) {
-            Some(uri) => next_target(family, &uri)?,
-            None if pages.is_some_and(|pages| u64::from(self.number) >= pages) => return Ok(None),
-            None if pages.is_none() && len < PAGE_LEN => return Ok(None),
-            None => family.target(number),
-        };
-        if number > PAGES_MAX {
-            return Err(format!("cut off after {PAGES_MAX} pages"));
-        }
-        let mut before = self.before.clone();
-        before.insert(self.target.clone());
-        if before.contains(&target) {
-            return Err("nextUri leads back to a page that was read".to_owned());
-        }
-        Ok(Some(Self { number, target, before, unread: self.unread }))
-    }
-}
-
-/// The target of `nextUri`: a path, a query alone, or an absolute URL. The shell checks whether the host of an absolute
-/// URL may receive the token.
-fn next_target(family: Family, uri: &str) -> Result<String, String> {
-    let unreadable = || format!("nextUri {:?} is no path and no URL", json::truncated(uri));
-    if uri.len() > TARGET_LEN_MAX || uri.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err(unreadable());
-    }
-    let lower = uri.get(..8).unwrap_or(uri).to_ascii_lowercase();
-    if uri.starts_with('?') {
-        return Ok(format!("{}{uri}", family.path()));
-    }
-    let is_path = uri.starts_with('/') && !uri.starts_with("//");
-    let is_url = lower.starts_with("http://") || lower.starts_with("https://");
-    if is_path || is_url { Ok(uri.to_owned()) } else { Err(unreadable()) }
-}
 
 impl RestConversation for ChannelPreparation {
     fn on_response(&mut self, answer: &RestResponse) -> PreparationStep {
@@ -198,7 +88,7 @@ impl RestConversation for ChannelPreparation {
                 PreparationStep::Failed(Failure::from_response("POST /api/v2/notifications/channels", answer))
             }
             ChannelState::Subscribing { channel, topics, left_out } if fine => {
-                match with_added_topics(channel, &topics, left_out, answer) {
+                match subscription::with_added_topics(channel, &topics, left_out, answer) {
                     Ok(mut endpoint) => {
                         self.spare = None;
                         endpoint.refused.retain(|refused| !self.is_deleted(&refused.request));
@@ -215,10 +105,10 @@ impl RestConversation for ChannelPreparation {
             }
             ChannelState::AddingTopics { endpoint, added, left_out } => {
                 let extended = match fine {
-                    true => with_added_topics(endpoint.clone(), &added, left_out.clone(), answer),
+                    true => subscription::with_added_topics(endpoint.clone(), &added, left_out.clone(), answer),
                     false => Err(Failure::from_response(POST_SUBSCRIPTIONS, answer).to_string()),
                 };
-                self.ready(extended.unwrap_or_else(|why| not_added(endpoint, &added, left_out, &why)))
+                self.ready(extended.unwrap_or_else(|why| subscription::not_added(endpoint, &added, left_out, &why)))
             }
             ChannelState::Done => invalid_response("an answer without a request"),
         }
@@ -231,7 +121,7 @@ impl RestConversation for ChannelPreparation {
             }
             ChannelState::AddingTopics { endpoint, added, left_out } => {
                 let why = format!("{POST_SUBSCRIPTIONS}: {why}");
-                self.ready(not_added(endpoint, &added, left_out, &why))
+                self.ready(subscription::not_added(endpoint, &added, left_out, &why))
             }
             ChannelState::CreatingChannel { .. } | ChannelState::Subscribing { .. } | ChannelState::Done => {
                 PreparationStep::Failed(Failure::Unreachable(why))
@@ -322,12 +212,12 @@ impl ChannelPreparation {
         let again = |topic: &&String| subscribed.contains(topic) && (all || refused.contains(topic));
         added.extend(topics.iter().filter(again).cloned());
         let mut left_out = left_out;
-        left_out.extend(beyond.iter().map(|topic| over_limit(topic)));
+        left_out.extend(beyond.iter().map(|topic| subscription::over_limit(topic)));
         let id = endpoint.id.clone().unwrap_or_default();
         if added.is_empty() {
             return self.ready(Endpoint { refused: left_out, ..endpoint });
         }
-        let request = subscribe(Method::Post, &id, &added);
+        let request = subscription::request(Method::Post, &id, &added);
         self.stage = ChannelState::AddingTopics { endpoint, added, left_out };
         PreparationStep::Call(request)
     }
@@ -348,7 +238,7 @@ impl ChannelPreparation {
         topics: Vec<String>,
         left_out: Vec<RefusedTopic>,
     ) -> PreparationStep {
-        let request = subscribe(Method::Put, channel.id.as_deref().unwrap_or_default(), &topics);
+        let request = subscription::request(Method::Put, channel.id.as_deref().unwrap_or_default(), &topics);
         self.stage = ChannelState::Subscribing { channel, topics, left_out };
         PreparationStep::Call(request)
     }
@@ -372,7 +262,7 @@ impl ChannelPreparation {
         let mut asked: Vec<String> =
             self.subscribed.iter().chain(topics.difference(&self.subscribed)).cloned().collect();
         let beyond = asked.split_off(asked.len().min(TOPICS_MAX));
-        left_out.extend(beyond.iter().map(|topic| over_limit(topic)));
+        left_out.extend(beyond.iter().map(|topic| subscription::over_limit(topic)));
         (asked, left_out)
     }
 
@@ -480,50 +370,6 @@ impl ChannelPreparation {
     }
 }
 
-fn over_limit(topic: &str) -> RefusedTopic {
-    RefusedTopic::new(topic, format!("a channel holds {TOPICS_MAX} topics"), TopicState::Unavailable)
-}
-
-/// The id of an entry of a listing: a text or a number.
-fn id_of_entity(entity: &RawValue) -> Option<String> {
-    let id = Members::read(entity.get().as_bytes())?.text("id")?;
-    (!id.is_empty() && id.len() <= json::TEXT_LEN_MAX && !id.contains(['.', '*', '?'])).then_some(id)
-}
-
-/// With `ignoreErrors` one refused topic does not fail the others (docs/platforms/genesys-cloud.md, "Subscriptions").
-fn subscribe(method: Method, channel: &str, topics: &[String]) -> RestRequest {
-    let ids: Vec<_> = topics.iter().map(|topic| serde_json::json!({ "id": topic })).collect();
-    let target = format!("/api/v2/notifications/channels/{channel}/subscriptions?ignoreErrors=true");
-    RestRequest { method, target, body: Some(serde_json::Value::from(ids).to_string()) }
-}
-
-/// Adds the confirmed topics of `asked` to the endpoint, and the others to its refused topics. The error says why the
-/// answer is unreadable.
-fn with_added_topics(
-    mut endpoint: Endpoint,
-    asked: &[String],
-    left_out: Vec<RefusedTopic>,
-    answer: &RestResponse,
-) -> Result<Endpoint, String> {
-    let outcome = subscription::read(asked, answer)?;
-    let known: BTreeSet<String> = endpoint.topics.iter().cloned().collect();
-    let unconfirmed: BTreeSet<&String> = asked.iter().filter(|topic| !outcome.subscribed.contains(*topic)).collect();
-    endpoint.topics.retain(|topic| !unconfirmed.contains(topic));
-    let is_new = |topic: &&String| !unconfirmed.contains(topic) && !known.contains(*topic);
-    endpoint.topics.extend(asked.iter().filter(is_new).cloned());
-    endpoint.refused = left_out;
-    endpoint.refused.extend(outcome.refused);
-    endpoint.subscribed = true;
-    Ok(endpoint)
-}
-
-/// The endpoint after a failed addition: its topics stay, and the others are refused until the next refresh.
-fn not_added(endpoint: Endpoint, added: &[String], left_out: Vec<RefusedTopic>, why: &str) -> Endpoint {
-    let missing = added.iter().map(|topic| RefusedTopic::new(topic, why.to_owned(), TopicState::Unavailable));
-    let refused = left_out.into_iter().chain(missing).collect();
-    Endpoint { refused, ..endpoint }
-}
-
 fn invalid_response(what: &str) -> PreparationStep {
     PreparationStep::Failed(Failure::Unreachable(format!("the platform answered with {what}")))
 }
@@ -531,6 +377,7 @@ fn invalid_response(what: &str) -> PreparationStep {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connector::genesys_notifications::listing::PAGES_MAX;
     use std::time::Duration;
 
     fn settings(topics: &[&str]) -> Settings {

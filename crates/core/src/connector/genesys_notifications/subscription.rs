@@ -1,4 +1,4 @@
-//! Reads which topics an answer to a subscription permits (docs/platforms/genesys-cloud.md, "Subscriptions").
+//! The request to subscribe topics, and which topics its answer permits (docs/platforms/genesys-cloud.md, "Subscriptions").
 //!
 //! A requested topic has parts, the names under which its events arrive. An answer may name the request, a part, or the
 //! common stem of the parts, in any case of letters. Only a topic that is named as permitted counts as subscribed.
@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::TOPICS_MAX;
 use crate::connector::{
-    RefusedTopic, RestResponse, TopicState,
+    Endpoint, Method, RefusedTopic, RestRequest, RestResponse, TopicState,
     json::{self, Members},
 };
 
@@ -192,6 +192,44 @@ impl TopicVerdict {
         let reason = [Some(why), missing].into_iter().flatten().collect::<Vec<_>>().join("; ");
         Self::Refused(json::truncated(&reason))
     }
+}
+
+/// With `ignoreErrors` one refused topic does not fail the others (docs/platforms/genesys-cloud.md, "Subscriptions").
+pub(super) fn request(method: Method, channel: &str, topics: &[String]) -> RestRequest {
+    let ids: Vec<_> = topics.iter().map(|topic| serde_json::json!({ "id": topic })).collect();
+    let target = format!("/api/v2/notifications/channels/{channel}/subscriptions?ignoreErrors=true");
+    RestRequest { method, target, body: Some(serde_json::Value::from(ids).to_string()) }
+}
+
+/// Adds the confirmed topics of `asked` to the endpoint, and the others to its refused topics. The error says why the
+/// answer is unreadable.
+pub(super) fn with_added_topics(
+    mut endpoint: Endpoint,
+    asked: &[String],
+    left_out: Vec<RefusedTopic>,
+    answer: &RestResponse,
+) -> Result<Endpoint, String> {
+    let outcome = read(asked, answer)?;
+    let known: BTreeSet<String> = endpoint.topics.iter().cloned().collect();
+    let unconfirmed: BTreeSet<&String> = asked.iter().filter(|topic| !outcome.subscribed.contains(*topic)).collect();
+    endpoint.topics.retain(|topic| !unconfirmed.contains(topic));
+    let is_new = |topic: &&String| !unconfirmed.contains(topic) && !known.contains(*topic);
+    endpoint.topics.extend(asked.iter().filter(is_new).cloned());
+    endpoint.refused = left_out;
+    endpoint.refused.extend(outcome.refused);
+    endpoint.subscribed = true;
+    Ok(endpoint)
+}
+
+/// The endpoint after a failed addition: its topics stay, and the others are refused until the next refresh.
+pub(super) fn not_added(endpoint: Endpoint, added: &[String], left_out: Vec<RefusedTopic>, why: &str) -> Endpoint {
+    let missing = added.iter().map(|topic| RefusedTopic::new(topic, why.to_owned(), TopicState::Unavailable));
+    let refused = left_out.into_iter().chain(missing).collect();
+    Endpoint { refused, ..endpoint }
+}
+
+pub(super) fn over_limit(topic: &str) -> RefusedTopic {
+    RefusedTopic::new(topic, format!("a channel holds {TOPICS_MAX} topics"), TopicState::Unavailable)
 }
 
 #[cfg(test)]
