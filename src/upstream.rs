@@ -7,8 +7,8 @@ mod log_access;
 mod reporter;
 mod rest_client;
 mod session_sockets;
-pub mod socket;
 mod stream_task;
+pub mod transport;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -17,7 +17,12 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
-use self::{reporter::StreamReporter, rest_client::RestClient, socket::Dialler, stream_task::StreamTask};
+use self::{
+    reporter::StreamReporter,
+    rest_client::RestClient,
+    stream_task::StreamTask,
+    transport::{Dialler, websocket::SocketDialler},
+};
 use crate::{
     auth::Tokens,
     clock,
@@ -133,12 +138,22 @@ const DIAL_SHARE: f64 = 0.95;
 impl Settings {
     fn clients(&self) -> reqwest::Result<(RestClient, Dialler)> {
         let client = rest_client::client(&self.network)?;
-        let configured = self.rules.connector.snapshot(None);
+        let connector = &self.rules.connector;
+        let polled = connector.socket_url().map(RestRequest::get);
+        let configured: Vec<RestRequest> = connector.snapshot(None).into_iter().chain(polled).collect();
         let key = format!("accounts.{}.api_url", self.account);
         let rest = RestClient::new(client, self.network.clone(), &self.api_url, key, &configured);
         let within = self.rules.timeouts.connect.mul_f64(DIAL_SHARE);
-        let key = self.rules.connector.socket_url().map(|_| format!("streams.{}.url", self.stream));
-        Ok((rest, Dialler::new(self.network.clone(), self.frame_max, within, key)))
+        let key = connector.socket_url().map(|_| format!("streams.{}.url", self.stream));
+        let sockets = SocketDialler::new(self.network.clone(), self.frame_max, within, key);
+        let dialler = Dialler {
+            connector: connector.clone(),
+            transport: connector.capabilities().transport,
+            sockets,
+            rest: rest.clone(),
+            frame_max: self.frame_max,
+        };
+        Ok((rest, dialler))
     }
 
     /// The snapshot request, if the configuration has a snapshot URL.
@@ -208,7 +223,7 @@ impl StreamRegistry {
                     (LeaseHandle::single_process(), claim(&log).await.with_context(|| format!("the log of {stream}"))?)
                 }
             };
-            let reporter = Arc::new(StreamReporter::new(&stream, settings.rules.overflow));
+            let reporter = Arc::new(StreamReporter::new(&stream, &settings.rules));
             let (command_sender, commands) = mpsc::channel(COMMANDS_MAX);
             let entry = StreamEntry {
                 account: settings.account,

@@ -46,7 +46,7 @@ use trunkline::{
         Durability,
         values::{self, COUNT_END},
     },
-    upstream::socket::{SocketEvent, UpgradeRequest, UpstreamSocket},
+    upstream::transport::websocket::{SocketEvent, UpgradeRequest, UpstreamSocket},
 };
 
 const RECEIVED: Timestamp = Timestamp(1_777_901_509_570);

@@ -16,7 +16,7 @@ use super::{
     reporter::StreamReporter,
     rest_client::RestClient,
     session_sockets::SessionSockets,
-    socket::{Dialler, SocketEvent, UpstreamSocket},
+    transport::{Dialler, SocketEvent, UpstreamConnection},
 };
 use crate::{
     auth::{Token, Tokens},
@@ -83,7 +83,7 @@ pub(super) type StreamWork = Pin<Box<dyn Future<Output = StreamWorkResult> + Sen
 
 /// The result of an operation.
 pub(super) enum StreamWorkResult {
-    Connected(SessionId, Box<Result<UpstreamSocket, Failure>>),
+    Connected(SessionId, Box<Result<UpstreamConnection, Failure>>),
     Answered(CallId, Result<RestResponse, String>),
     Appended(Result<Mark, AppendError>),
     /// The result of a claim of the log.
@@ -249,7 +249,7 @@ impl StreamDriver<'_> {
         Ok(())
     }
 
-    fn on_connected(&mut self, session: SessionId, dialled: Result<UpstreamSocket, Failure>) {
+    fn on_connected(&mut self, session: SessionId, dialled: Result<UpstreamConnection, Failure>) {
         match dialled {
             Ok(socket) => {
                 self.sockets.add(session, socket);

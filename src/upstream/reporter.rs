@@ -11,9 +11,9 @@ use tracing::{debug, error, info, warn};
 use super::claim_failures::ClaimFailures;
 use crate::{
     clock,
-    connector::{RefusedTopic, TopicState},
+    connector::{Connector, Failure, RefusedTopic, TopicState},
     model::{Position, StreamName, Timestamp},
-    protocol::stream::{OverflowPolicy, Stream, StreamReport, StreamState, TopicCoverage},
+    protocol::stream::{OverflowPolicy, Settings, Stream, StreamReport, StreamState, TopicCoverage},
     telemetry::metrics,
 };
 
@@ -26,6 +26,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct StreamReporter {
     metrics: metrics::StreamMetrics,
+    connector: Connector,
     overflow: OverflowPolicy,
     stats: Mutex<StreamStats>,
 }
@@ -75,12 +76,13 @@ struct LogThrottle {
 }
 
 impl StreamReporter {
-    pub(super) fn new(stream: &StreamName, overflow: OverflowPolicy) -> Self {
+    pub(super) fn new(stream: &StreamName, rules: &Settings) -> Self {
         let metrics = metrics::StreamMetrics::new(stream);
         metrics.set_state(StreamState::Starting.as_str());
         Self {
             metrics,
-            overflow,
+            connector: rules.connector.clone(),
+            overflow: rules.overflow,
             stats: Mutex::new(StreamStats {
                 state: StreamState::Starting,
                 position: None,
@@ -294,7 +296,7 @@ impl StreamReporter {
             }
             StreamReport::SessionLost { failure, retry_in } => self.lost(&failure, retry_in),
             StreamReport::ActionRequired { failure, retry_in } => {
-                self.metrics.session_lost(failure.class());
+                self.metrics.session_lost(self.connector.failure_class(&failure));
                 self.set_error(StreamErrorKind::Session, failure.to_string());
                 let retry_ms = retry_in.as_millis();
                 error!(error = %failure, retry_ms, "platform rejects this stream; check its configuration and permissions");
@@ -345,14 +347,15 @@ impl StreamReporter {
         }
     }
 
-    fn lost(&self, failure: &crate::connector::Failure, retry_in: Option<Duration>) {
-        self.metrics.session_lost(failure.class());
+    fn lost(&self, failure: &Failure, retry_in: Option<Duration>) {
+        let class = self.connector.failure_class(failure);
+        self.metrics.session_lost(class);
         self.with(|stats| stats.reconnects += 1);
         self.set_error(StreamErrorKind::Session, failure.to_string());
         self.clear_error(StreamErrorKind::Rotation);
         if self.should_log(|throttle| &mut throttle.lost) {
             let retry_ms = retry_in.map(|delay| delay.as_millis());
-            info!(error = %failure, class = failure.class(), retry_ms, "connection lost");
+            info!(error = %failure, class, retry_ms, "connection lost");
         }
     }
 

@@ -1,4 +1,4 @@
-//! REST calls of connectors: adds address and token, limits the response size.
+//! Requests of connectors, REST calls and polls: adds address and token, limits the response size.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, header};
 
 use crate::{
-    connector::{Method, RestRequest, RestResponse},
+    connector::{Credential, Method, RestRequest, RestResponse},
     model::Secret,
     network::{self, HttpLimits, NetworkPolicy, head},
     telemetry::chain,
@@ -51,19 +51,37 @@ impl RestClient {
         Self { client, network, api_url, api_key, hosts }
     }
 
-    /// Sends a request with a token. The error is the reason as text.
+    /// Sends a request with a token and reads the response. The error is the reason as text.
     pub(super) async fn call(&self, request: RestRequest, token: Secret) -> Result<RestResponse, String> {
-        let url = self.url(&request.target)?;
-        let place = self.display_url(&request.target, &url);
-        let request_failed = |error: reqwest::Error| {
-            format!("{place}: {}{}", chain(&error.without_url()), self.network.proxy_suffix(&url))
-        };
-        let response = self.build(url.clone(), request, &token).send().await.map_err(request_failed)?;
-        if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-            return Err(format!("407 Proxy Authentication Required{}", self.network.proxy_suffix(&url)));
+        let response = self.open(request, &Credential::Header, &token, CALL_TIMEOUT).await?;
+        response.read(BODY_LEN_MAX).await.map_err(|unread| match unread {
+            UnreadBody::TooLong => format!("the response body exceeds {BODY_LEN_MAX} bytes"),
+            UnreadBody::Lost(why) => why,
+        })
+    }
+
+    /// Sends a request with a token and reads the head of the response. `within` is the timeout until the end of the
+    /// body.
+    pub(super) async fn open(
+        &self,
+        request: RestRequest,
+        credential: &Credential,
+        token: &Secret,
+        within: Duration,
+    ) -> Result<OpenResponse, String> {
+        let mut url = self.url(&request.target)?;
+        let shown = self.display_url(&request.target, &url, credential);
+        let place = RequestPlace { shown, proxy: self.network.proxy_suffix(&url) };
+        if let Credential::Query(parameter) = credential {
+            url.query_pairs_mut().append_pair(parameter, token.expose());
         }
-        let too_long = || format!("the response body exceeds {BODY_LEN_MAX} bytes");
-        read_response(response).await.map_err(|unread| unread.map_or_else(too_long, request_failed))
+        let header = (*credential == Credential::Header).then_some(token);
+        let sent = self.build(url, request, header).timeout(within).send().await;
+        let response = sent.map_err(|error| place.failed(error))?;
+        if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+            return Err(format!("407 Proxy Authentication Required{}", place.proxy));
+        }
+        Ok(OpenResponse { response, place })
     }
 
     /// The URL of a target. A target may come from a response of the platform, so its host must be a configured one.
@@ -84,22 +102,29 @@ impl RestClient {
         Ok(url)
     }
 
-    /// The URL in errors: scheme, host and path of an absolute target, else the API's origin and its configuration key.
-    fn display_url(&self, target: &str, url: &Url) -> String {
+    /// The URL in errors: scheme, host and path of an absolute target, else the API's origin and its configuration key. A
+    /// URL that contains a credential is shown without its path.
+    fn display_url(&self, target: &str, url: &Url, credential: &Credential) -> String {
+        if *credential == Credential::InUrl {
+            return network::origin(url);
+        }
         if Url::parse(target).is_ok_and(|absolute| absolute.has_host()) {
             return network::without_secrets(url);
         }
         format!("{} ({})", network::origin(url), self.api_key)
     }
 
-    fn build(&self, url: Url, request: RestRequest, token: &Secret) -> RequestBuilder {
+    fn build(&self, url: Url, request: RestRequest, token: Option<&Secret>) -> RequestBuilder {
         let RestRequest { method, body, .. } = request;
         let builder = match method {
             Method::Get => self.client.get(url),
             Method::Post => self.client.post(url),
             Method::Put => self.client.put(url),
         };
-        let builder = builder.bearer_auth(token.expose());
+        let builder = match token {
+            Some(token) => builder.bearer_auth(token.expose()),
+            None => builder,
+        };
         match body {
             Some(body) => builder.header(header::CONTENT_TYPE, "application/json").body(body),
             None => builder,
@@ -107,20 +132,51 @@ impl RestClient {
     }
 }
 
-/// Reads the whole response. The error is none if the body is too long.
-async fn read_response(response: Response) -> Result<RestResponse, Option<reqwest::Error>> {
-    let status = response.status().as_u16();
-    let retry_after = head::retry_after(response.headers());
-    let mut body = Vec::new();
-    let mut chunks = response.bytes_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(Some)?;
-        if body.len() + chunk.len() > BODY_LEN_MAX {
-            return Err(None);
+/// A response whose body is not read yet.
+#[derive(Debug)]
+pub(super) struct OpenResponse {
+    response: Response,
+    place: RequestPlace,
+}
+
+/// Where a request went, for errors.
+#[derive(Debug)]
+struct RequestPlace {
+    shown: String,
+    /// The suffix that names the proxy.
+    proxy: String,
+}
+
+/// Why a body was not read.
+#[derive(Debug)]
+pub(super) enum UnreadBody {
+    TooLong,
+    Lost(String),
+}
+
+impl OpenResponse {
+    /// Reads the body, up to a limit in bytes.
+    pub(super) async fn read(self, len_max: usize) -> Result<RestResponse, UnreadBody> {
+        let Self { response, place } = self;
+        let status = response.status().as_u16();
+        let retry_after = head::retry_after(response.headers());
+        let mut body = Vec::new();
+        let mut chunks = response.bytes_stream();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| UnreadBody::Lost(place.failed(error)))?;
+            if body.len() + chunk.len() > len_max {
+                return Err(UnreadBody::TooLong);
+            }
+            body.extend_from_slice(&chunk);
         }
-        body.extend_from_slice(&chunk);
+        Ok(RestResponse { status, retry_after, body: body.into() })
     }
-    Ok(RestResponse { status, retry_after, body: body.into() })
+}
+
+impl RequestPlace {
+    fn failed(&self, error: reqwest::Error) -> String {
+        format!("{}: {}{}", self.shown, chain(&error.without_url()), self.proxy)
+    }
 }
 
 #[cfg(test)]
@@ -131,7 +187,7 @@ mod tests {
     fn rest(api_url: &str, snapshot_url: &str, insecure: bool) -> RestClient {
         let trust = TrustedRoots::of(rustls::RootCertStore::empty()).unwrap();
         let network = NetworkPolicy::new(Settings { insecure, ..Settings::default() }, trust, Resolver::default());
-        let configured = RestRequest { method: Method::Get, target: snapshot_url.to_owned(), body: None };
+        let configured = RestRequest::get(snapshot_url);
         RestClient::new(client(&network).unwrap(), network, api_url, "accounts.a.api_url".to_owned(), &[configured])
     }
 
@@ -170,8 +226,10 @@ mod tests {
             ("/v2/users?page=2", "https://api.test (accounts.a.api_url)"),
             ("https://snapshots.test/all?x=secret", "https://snapshots.test/all"),
         ] {
-            assert_eq!(rest.display_url(target, &rest.url(target).unwrap()), place);
+            assert_eq!(rest.display_url(target, &rest.url(target).unwrap(), &Credential::Header), place);
         }
+        let secret = rest.url("https://snapshots.test/secret").unwrap();
+        assert_eq!(rest.display_url(secret.as_str(), &secret, &Credential::InUrl), "https://snapshots.test");
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! The open sockets of one stream, read round-robin.
+//! The open connections of one stream, read round-robin.
 
 use std::{
     future::poll_fn,
     task::{Context, Poll},
 };
 
-use super::socket::{SocketEvent, UpstreamSocket};
+use super::transport::{SocketEvent, UpstreamConnection};
 use crate::{connector::Failure, protocol::session::SessionId};
 
 /// The open sockets of a stream: one, or a few during a rotation.
@@ -18,7 +18,7 @@ pub(super) struct SessionSockets {
 
 struct SessionSocket {
     id: SessionId,
-    socket: UpstreamSocket,
+    socket: UpstreamConnection,
     /// Why the socket ended.
     ended: Option<Failure>,
 }
@@ -32,11 +32,11 @@ impl SessionSockets {
         self.open.is_empty()
     }
 
-    pub(super) fn add(&mut self, id: SessionId, socket: UpstreamSocket) {
+    pub(super) fn add(&mut self, id: SessionId, socket: UpstreamConnection) {
         self.open.push(SessionSocket { id, socket, ended: None });
     }
 
-    pub(super) fn get(&mut self, id: SessionId) -> Option<&mut UpstreamSocket> {
+    pub(super) fn get(&mut self, id: SessionId) -> Option<&mut UpstreamConnection> {
         self.open.iter_mut().find(|open| open.id == id).map(|open| &mut open.socket)
     }
 
@@ -47,7 +47,7 @@ impl SessionSockets {
     }
 
     /// Removes a socket. Returns it with its failure if it has ended; one that has not is dropped.
-    pub(super) fn remove(&mut self, id: SessionId) -> Option<(UpstreamSocket, Failure)> {
+    pub(super) fn remove(&mut self, id: SessionId) -> Option<(UpstreamConnection, Failure)> {
         let index = self.open.iter().position(|open| open.id == id)?;
         let SessionSocket { socket, ended, .. } = self.open.swap_remove(index);
         Some((socket, ended?))

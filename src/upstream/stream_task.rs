@@ -15,7 +15,7 @@ use super::{
     reporter::StreamReporter,
     rest_client::RestClient,
     session_sockets::SessionSockets,
-    socket::Dialler,
+    transport::Dialler,
 };
 use crate::{
     auth::Tokens,

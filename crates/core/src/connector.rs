@@ -14,10 +14,12 @@ mod dummy;
 mod endpoint;
 mod failure;
 mod frame;
+mod genesys;
 pub mod genesys_notifications;
 pub mod genesys_sequenced;
 mod guarantee;
 mod json;
+mod poll;
 mod rest;
 mod settings;
 
@@ -28,6 +30,7 @@ pub use endpoint::{Endpoint, RefusedTopic, TopicState};
 pub use failure::{CloseCode, Failure, PositionDoubt, Verdict};
 pub use frame::{Frame, Item, Notice};
 pub use guarantee::{DeliveryTerms, Guarantee};
+pub use poll::{PollAnswer, PollCursor, PollExchange, PollStep};
 pub use rest::{Method, Preparation, PreparationStep, RestConversation, RestRequest, RestResponse};
 pub use settings::{AccountContext, CheckContext, DialectKeys, SettingFinding, SettingKey, Severity};
 
@@ -66,6 +69,17 @@ pub trait Dialect: std::fmt::Debug {
     /// The URL that resumes after a position.
     fn resume_url(&self, url: &str, _position: &Position) -> String {
         url.to_owned()
+    }
+
+    /// The request of a poll transport: for the first one the endpoint's URL, with the resume parameter if there is a
+    /// position. A cursor replaces that parameter.
+    fn poll_request(&self, url: &str, _cursor: Option<&PollCursor>) -> RestRequest {
+        RestRequest::get(url)
+    }
+
+    /// The meaning of the answer to a poll.
+    fn poll_answer(&self, answer: &RestResponse) -> PollAnswer {
+        PollAnswer::by_status(answer)
     }
 
     /// Reads a text frame. A part that cannot be read becomes [`Item::Undecoded`].
@@ -201,6 +215,14 @@ impl Connector {
         }
     }
 
+    fn poll_request(&self, url: &str, cursor: Option<&PollCursor>) -> RestRequest {
+        self.dialect().poll_request(url, cursor)
+    }
+
+    fn poll_answer(&self, answer: &RestResponse) -> PollAnswer {
+        self.dialect().poll_answer(answer)
+    }
+
     /// Reads a frame. A part that cannot be read becomes [`Item::Undecoded`].
     pub fn decode(&self, frame: Frame, received: Timestamp, items: &mut Vec<Item>) {
         let before = items.len();
@@ -215,7 +237,8 @@ impl Connector {
 
     fn decode_frame(&self, frame: Frame, received: Timestamp, items: &mut Vec<Item>) {
         match frame {
-            Frame::Pong => items.push(Item::Heartbeat),
+            Frame::Pong | Frame::Answered { probes: 0 } => items.push(Item::Heartbeat),
+            Frame::Answered { probes } => items.extend((0..probes).map(|_| Item::ProbeAck)),
             // Some platforms and gateways send text in binary frames.
             Frame::Binary(bytes) => match ByteString::try_from(bytes.clone()) {
                 Ok(text) => self.decode_text(&text, received, items),
@@ -239,6 +262,11 @@ impl Connector {
     pub fn classify(&self, failure: &Failure) -> Verdict {
         let dialect = self.dialect();
         failure.verdict(|exchange, status| dialect.status_verdict(exchange, status), dialect.close_codes())
+    }
+
+    /// The `class` label of a lost session in the metrics.
+    pub fn failure_class(&self, failure: &Failure) -> &'static str {
+        failure.class(self.dialect().close_codes())
     }
 
     /// What the platform and the settings of the stream allow to promise.
@@ -292,7 +320,11 @@ mod tests {
         ];
         for (code, verdict, class) in table {
             let failure = Failure::Closed { code, reason: String::new() };
-            assert_eq!((sequenced().classify(&failure), failure.class()), (verdict, class), "{code}");
+            assert_eq!(
+                (sequenced().classify(&failure), sequenced().failure_class(&failure)),
+                (verdict, class),
+                "{code}"
+            );
         }
     }
 
@@ -335,7 +367,10 @@ mod tests {
     #[test]
     fn an_incomplete_frame_is_retried_and_its_message_has_the_timeout() {
         let failure = Failure::Unfinished { within: Duration::from_secs(30) };
-        assert_eq!((sequenced().classify(&failure), failure.class()), (Verdict::BackOff, "protocol"));
+        assert_eq!(
+            (sequenced().classify(&failure), sequenced().failure_class(&failure)),
+            (Verdict::BackOff, "protocol")
+        );
         assert_eq!(failure.to_string(), "a message not complete in 30 s");
     }
 

@@ -83,7 +83,7 @@ impl ReceivedEvents {
     pub(super) fn from_frame(frame: &Frame) -> Self {
         let text: &str = match frame {
             Frame::Text(text) => text,
-            Frame::Binary(_) | Frame::Pong => "",
+            Frame::Binary(_) | Frame::Pong | Frame::Answered { .. } => "",
         };
         let numbers = |key| text.split(key).skip(1).filter_map(leading_number);
         let uids = numbers("\"uid\":").filter_map(|uid| usize::try_from(uid).ok()).collect();

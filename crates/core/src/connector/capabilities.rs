@@ -32,7 +32,7 @@ pub enum Transport {
     WebSocket,
     /// An HTTP request that the platform holds open until it has events. The next request follows at once.
     LongPoll,
-    /// An HTTP request at a fixed interval.
+    /// An HTTP request at a fixed interval, or at once for a probe.
     Poll {
         /// From one request to the next.
         interval: Duration,
@@ -42,7 +42,7 @@ pub enum Transport {
 /// The exchange on an open connection before the session can be live. The default sends nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Opening {
-    /// Sent in this order when the connection is open.
+    /// Sent in this order when the connection is open. A poll transport has no connection and sends none.
     pub messages: Vec<OpeningMessage>,
     pub verdict: OpeningVerdict,
 }
@@ -62,7 +62,7 @@ pub enum OpeningVerdict {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpeningMessage {
     Text(String),
-    /// First-message authentication: the shell puts the token between the two parts.
+    /// First-message authentication: the shell puts the token between the two parts, as content of a JSON string.
     WithToken {
         before: String,
         after: String,
@@ -74,7 +74,10 @@ impl OpeningMessage {
     pub fn text(&self, token: &str) -> String {
         match self {
             Self::Text(text) => text.clone(),
-            Self::WithToken { before, after } => format!("{before}{token}{after}"),
+            Self::WithToken { before, after } => {
+                let quoted = serde_json::Value::from(token).to_string();
+                format!("{before}{}{after}", &quoted[1..quoted.len() - 1])
+            }
         }
     }
 }

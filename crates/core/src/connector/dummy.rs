@@ -1,6 +1,7 @@
 //! A dialect for tests: all that a new platform takes is in this file, and one line in the registry.
 //!
-//! Its frames are lines: `ok` accepts the opening exchange, `no` refuses it, `T:TEXT` is an event of the type T.
+//! Its frames are lines: `ok` accepts the opening exchange, `no` refuses it, `T:TEXT` is an event of the type T. A line
+//! `cursor=C` names the cursor of the next poll.
 
 use std::time::Duration;
 
@@ -9,14 +10,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Capabilities, CheckContext, CloseCode, Credential, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness,
-    Method, Notice, Opening, OpeningMessage, OpeningVerdict, Overlap, Preparation, PreparationStep, Probe,
-    RestConversation, RestRequest, RestResponse, Resume, SettingFinding, SettingKey, Transport, Verdict,
+    Capabilities, CheckContext, CloseCode, Credential, DeliveryTerms, Dialect, Endpoint, Failure, Guarantee, Item,
+    Liveness, Method, Notice, Opening, OpeningMessage, OpeningVerdict, Overlap, PollAnswer, PollCursor, Preparation,
+    PreparationStep, Probe, RestConversation, RestRequest, RestResponse, Resume, SettingFinding, SettingKey, Transport,
+    Verdict,
 };
 use crate::model::{Body, Event, Position, Timestamp};
 
 /// The value of `connector` in the configuration.
 pub(super) const NAME: &str = "dummy";
+
+const CURSOR: &str = "cursor=";
 
 /// Lines of text, for tests.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -92,11 +96,33 @@ impl Dialect for Settings {
         format!("{url}?{}={position}", self.resume_parameter)
     }
 
+    /// The cursor replaces the resume parameter.
+    fn poll_request(&self, url: &str, cursor: Option<&PollCursor>) -> RestRequest {
+        let base = url.split('?').next().unwrap_or_default();
+        match cursor {
+            Some(PollCursor(cursor)) => RestRequest::get(&format!("{base}?{}={cursor}", self.resume_parameter)),
+            None => RestRequest::get(url),
+        }
+    }
+
+    /// 409: the platform has ended the session.
+    fn poll_answer(&self, answer: &RestResponse) -> PollAnswer {
+        let text = String::from_utf8_lossy(&answer.body);
+        let next = text.lines().find_map(|line| line.strip_prefix(CURSOR)).map(|cursor| PollCursor(cursor.to_owned()));
+        match PollAnswer::by_status(answer) {
+            PollAnswer::Frame { .. } if text.lines().all(|line| line.starts_with(CURSOR)) => PollAnswer::Empty { next },
+            PollAnswer::Frame { .. } => PollAnswer::Frame { next },
+            PollAnswer::Ended(_) if answer.status == 409 => PollAnswer::Ended(Failure::Notice(Notice::EndpointGone)),
+            meaning @ (PollAnswer::Empty { .. } | PollAnswer::Ended(_)) => meaning,
+        }
+    }
+
     fn decode(&self, text: &ByteString, received: Timestamp, items: &mut Vec<Item>) {
         items.extend(text.lines().map(|line| match (line, line.split_once(':')) {
             ("ok", _) => Item::Accepted,
             ("no", _) => Item::Notice(Notice::OpeningRefused),
             ("pong", _) => Item::ProbeAck,
+            (line, _) if line.starts_with(CURSOR) => Item::Heartbeat,
             (_, Some((kind, body))) => Item::Event(event(text, kind, body, received)),
             (_, None) => Item::Undecoded(text.slice_ref(line).into_bytes()),
         }));
@@ -155,7 +181,7 @@ impl RestConversation for Provision {
     }
 
     fn on_no_response(&mut self, why: String) -> PreparationStep {
-        PreparationStep::Failed(super::Failure::Unreachable(why))
+        PreparationStep::Failed(Failure::Unreachable(why))
     }
 }
 
@@ -165,7 +191,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        connector::{Connector, Failure, Frame},
+        connector::{Connector, Frame, PollExchange, PollStep},
         model::Sequence,
         protocol::{
             Moment,
@@ -173,18 +199,32 @@ mod tests {
         },
     };
 
+    const INTERVAL: Duration = Duration::from_secs(3);
+    const TRANSPORTS: [Transport; 3] =
+        [Transport::WebSocket, Transport::LongPoll, Transport::Poll { interval: INTERVAL }];
+
+    /// A poll transport has no opening messages.
     fn settings(transport: Transport) -> Settings {
         let token = OpeningMessage::WithToken { before: r#"{"token":""#.to_owned(), after: r#""}"#.to_owned() };
+        let messages = if transport == Transport::WebSocket { vec![token] } else { Vec::new() };
         Settings {
             transport,
             url: "wss://dummy.test".to_owned(),
             token_parameter: None,
             resume_parameter: resume_parameter(),
-            opening: Opening { messages: vec![token], verdict: OpeningVerdict::Frame },
+            opening: Opening { messages, verdict: OpeningVerdict::Frame },
             probe: probe(),
             close_codes: vec![CloseCode { code: 4401, verdict: Verdict::RefreshToken }],
             provision: None,
         }
+    }
+
+    fn exchange(settings: &Settings) -> PollExchange {
+        PollExchange::new(Connector::Dummy(settings.clone()), settings.transport, settings.url.clone())
+    }
+
+    fn answer(status: u16, body: &str) -> RestResponse {
+        RestResponse { status, retry_after: None, body: body.to_owned().into() }
     }
 
     /// A session whose transport is open, and its outputs since then.
@@ -196,8 +236,7 @@ mod tests {
         let mut session = Session::start(SessionId(1), 1, &connector, timeouts, start, now);
         if settings.provision.is_some() {
             assert!(matches!(session.poll_output(), Some(Output::Call(_))));
-            let answer = RestResponse { status: 200, retry_after: None, body: "/7".into() };
-            session.handle(Input::Response(Ok(answer)), now);
+            session.handle(Input::Response(Ok(answer(200, "/7"))), now);
         }
         assert!(matches!(session.poll_output(), Some(Output::Dial(_))));
         session.handle(Input::Opened, now);
@@ -215,19 +254,25 @@ mod tests {
         Moment { at, wall: Timestamp(0), random: 0.0 }
     }
 
-    fn frame(text: &str) -> Input {
-        Input::Frame(Frame::Text(text.into()))
+    /// A text as a frame of the transport.
+    fn frame(settings: &Settings, text: &str) -> Input {
+        Input::Frame(match settings.transport {
+            Transport::WebSocket => Frame::Text(text.into()),
+            Transport::LongPoll | Transport::Poll { .. } => {
+                exchange(settings).on_answer(answer(200, text), Duration::ZERO).unwrap().frame.unwrap()
+            }
+        })
     }
 
     #[test]
     fn a_session_is_the_same_over_every_transport() {
-        let poll = Transport::Poll { interval: Duration::from_secs(3) };
-        for transport in [Transport::WebSocket, Transport::LongPoll, poll] {
-            let settings = settings(transport);
+        for settings in TRANSPORTS.map(settings) {
+            let transport = settings.transport;
             assert_eq!(Connector::Dummy(settings.clone()).capabilities().transport, transport);
             let (mut session, sent) = open(&settings, now());
-            assert_eq!(sent, [Output::Send(settings.opening.messages[0].clone())], "no probe before the verdict");
-            session.handle(frame("ok\ncall:{}"), now());
+            let opening: Vec<Output> = settings.opening.messages.iter().cloned().map(Output::Send).collect();
+            assert_eq!(sent, opening, "no probe before the verdict");
+            session.handle(frame(&settings, "ok\ncall:{}"), now());
             let [Output::Live, Output::Received(items)] = &outputs(&mut session)[..] else { panic!("{transport:?}") };
             let [Item::Event(event)] = &items[..] else { panic!("{items:?}") };
             assert_eq!((&*event.kind, &event.body), ("call", &Body::Json("{}".into())));
@@ -236,31 +281,111 @@ mod tests {
 
     #[test]
     fn only_an_accepting_frame_makes_a_session_with_an_opening_exchange_live() {
-        let start = now();
-        let (mut session, _) = open(&settings(Transport::WebSocket), start);
-        session.handle(frame("pong"), start);
-        assert!(!session.is_live());
-        session.handle_timeout(Moment { at: start.at + Duration::from_secs(10), ..start });
-        assert_eq!(outputs(&mut session), [Output::Ended(Failure::Silent)]);
+        for settings in TRANSPORTS.map(settings) {
+            let start = now();
+            let (mut session, _) = open(&settings, start);
+            session.handle(frame(&settings, "pong"), start);
+            assert!(!session.is_live());
+            session.handle_timeout(Moment { at: start.at + Duration::from_secs(10), ..start });
+            assert_eq!(outputs(&mut session), [Output::Ended(Failure::Silent)]);
+        }
     }
 
     #[test]
     fn a_refusing_frame_ends_the_session_with_a_verdict() {
-        let settings = settings(Transport::WebSocket);
-        let (mut session, _) = open(&settings, now());
-        session.handle(frame("no"), now());
-        let failure = Failure::Notice(Notice::OpeningRefused);
-        assert_eq!(outputs(&mut session), [Output::Ended(failure.clone())]);
-        assert_eq!(Connector::Dummy(settings).classify(&failure), Verdict::Refused);
+        for settings in TRANSPORTS.map(settings) {
+            let (mut session, _) = open(&settings, now());
+            session.handle(frame(&settings, "no"), now());
+            let failure = Failure::Notice(Notice::OpeningRefused);
+            assert_eq!(outputs(&mut session), [Output::Ended(failure.clone())]);
+            assert_eq!(Connector::Dummy(settings).classify(&failure), Verdict::Refused);
+        }
     }
 
     #[test]
     fn a_session_without_an_opening_exchange_is_live_after_the_answer_to_its_probe() {
-        let settings = Settings { opening: Opening::default(), ..settings(Transport::WebSocket) };
-        let (mut session, sent) = open(&settings, now());
-        assert_eq!(sent, [Output::Probe(Probe::Text("ping".to_owned()))]);
-        session.handle(frame("pong"), now());
+        for transport in TRANSPORTS {
+            let settings = Settings { opening: Opening::default(), ..settings(transport) };
+            let (mut session, sent) = open(&settings, now());
+            assert_eq!(sent, [Output::Probe(Probe::Text("ping".to_owned()))]);
+            session.handle(frame(&settings, "pong"), now());
+            assert_eq!(outputs(&mut session), [Output::Live]);
+        }
+    }
+
+    #[test]
+    fn an_empty_poll_is_a_sign_of_life_and_answers_the_probes_before_it() {
+        let settings = Settings { opening: Opening::default(), ..settings(Transport::LongPoll) };
+        let start = now();
+        let (mut session, _) = open(&settings, start);
+        session.handle(Input::Frame(Frame::Answered { probes: 1 }), start);
         assert_eq!(outputs(&mut session), [Output::Live]);
+        session.send_flush_probe(start);
+        let idle = session.poll_timeout();
+        let half = Moment { at: start.at + Duration::from_secs(1), ..start };
+        session.handle(Input::PartialFrame, start);
+        session.handle(Input::Frame(Frame::Answered { probes: 0 }), half);
+        assert!(!session.has_acked_probes(), "the request was sent before the probe");
+        assert_eq!(session.poll_timeout(), idle);
+        session.handle(Input::Frame(Frame::Answered { probes: 1 }), half);
+        assert!(session.has_acked_probes());
+        assert_eq!(outputs(&mut session), [Output::Probe(Probe::Text("ping".to_owned()))]);
+        session.handle_timeout(Moment { at: start.at + Duration::from_millis(10_500), ..start });
+        assert!(session.is_live(), "no answer is in progress");
+    }
+
+    #[test]
+    fn an_answer_names_the_next_request() {
+        for transport in &TRANSPORTS[1..] {
+            let settings = settings(*transport);
+            let position = Position::Numbered(Sequence(7));
+            let url = Connector::Dummy(settings.clone()).url(&settings.endpoint(), Some(&position));
+            let mut exchange = PollExchange::new(Connector::Dummy(settings), *transport, url);
+            let mut targets = vec![exchange.request().target];
+            for text in ["cursor=8\na:{}", "cursor=9", "b:{}", ""] {
+                exchange.on_answer(answer(200, text), Duration::ZERO).unwrap();
+                targets.push(exchange.request().target);
+            }
+            let cursors = ["7", "8", "9", "9", "9"].map(|cursor| format!("wss://dummy.test?after={cursor}"));
+            assert_eq!(targets, cursors, "an answer without a cursor keeps it");
+        }
+    }
+
+    #[test]
+    fn a_request_waits_for_its_interval_and_after_events_of_a_long_poll_not_at_all() {
+        let [zero, second] = [0, 1].map(Duration::from_secs);
+        let [_, long_poll, poll] = TRANSPORTS;
+        let table = [
+            (long_poll, 200, "a:{}", zero, zero),
+            (long_poll, 304, "", second, zero),
+            (long_poll, 200, "cursor=1", second / 4, second * 3 / 4),
+            (long_poll, 204, "", zero, second),
+            (poll, 200, "a:{}", second, second * 2),
+            (poll, 304, "", zero, INTERVAL),
+            (poll, 200, " \n", INTERVAL * 2, zero),
+        ];
+        for (transport, status, body, elapsed, wait) in table {
+            let step = exchange(&settings(transport)).on_answer(answer(status, body), elapsed).unwrap();
+            let frame = (body == "a:{}").then(|| Frame::Binary("a:{}".into()));
+            assert_eq!(step, PollStep { frame, wait }, "{transport:?} {status} {body:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_ends_the_session_with_the_verdict_of_a_call() {
+        let settings = settings(Transport::LongPoll);
+        let table = [
+            (401, Verdict::RefreshToken, "the poll was answered with 401"),
+            (403, Verdict::Refused, "the poll was answered with 403"),
+            (409, Verdict::NewEndpoint, "the channel does not exist at the platform any more (expired or evicted)"),
+            (302, Verdict::BackOff, "the poll was answered with 302"),
+            (503, Verdict::BackOff, "the poll was answered with 503"),
+        ];
+        for (status, verdict, text) in table {
+            let failure = exchange(&settings).on_answer(answer(status, ""), Duration::ZERO).unwrap_err();
+            assert_eq!(Connector::Dummy(settings.clone()).classify(&failure), verdict, "{status}");
+            assert_eq!(failure.to_string(), text);
+        }
     }
 
     #[test]
@@ -279,12 +404,16 @@ mod tests {
         assert_eq!(connector.url(&endpoint, Some(&Position::Numbered(Sequence(7)))), "wss://dummy.test?after=7");
         let verdict = |code| connector.classify(&Failure::Closed { code, reason: String::new() });
         assert_eq!([4401, 1008, 4001].map(verdict), [Verdict::RefreshToken, Verdict::RefreshToken, Verdict::BackOff]);
+        let class = |code| connector.failure_class(&Failure::Closed { code, reason: String::new() });
+        assert_eq!([4401, 1008, 4001].map(class), ["refused", "refused", "network"]);
     }
 
     #[test]
     fn an_opening_message_contains_the_token() {
         let opening = settings(Transport::WebSocket).opening;
         assert_eq!(opening.messages[0].text("t"), r#"{"token":"t"}"#);
+        let (token, sent) = (r#"a"b\c"#, r#"{"token":"a\"b\\c"}"#);
+        assert_eq!(opening.messages[0].text(token), sent, "the token is escaped");
         assert_eq!(OpeningMessage::Text("hello".to_owned()).text("t"), "hello");
     }
 }

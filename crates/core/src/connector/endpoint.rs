@@ -7,7 +7,7 @@ use super::Credential;
 /// How to reach the socket, until it has to be replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// `ws://` or `wss://`, without token and resume parameter.
+    /// `wss://`, or `https://` for a poll transport, without token and resume parameter.
     pub url: String,
     pub credential: Credential,
     /// The platform's id of it, where it has one (a channel id).

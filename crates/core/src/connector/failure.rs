@@ -86,9 +86,20 @@ fn verdict_for_status(exchange: Exchange, status: u16, retry_after: Option<Durat
     }
 }
 
-fn verdict_for_close_code(code: u16, of_platform: &[CloseCode]) -> Verdict {
-    let known = of_platform.iter().chain(&CLOSE_CODES).find(|known| known.code == code);
-    known.map_or(Verdict::BackOff, |known| known.verdict)
+/// The verdict on a close code with a meaning.
+fn verdict_for_close_code(code: u16, of_platform: &[CloseCode]) -> Option<Verdict> {
+    of_platform.iter().chain(&CLOSE_CODES).find(|known| known.code == code).map(|known| known.verdict)
+}
+
+impl Verdict {
+    /// The `class` label of a close code with this verdict.
+    fn close_class(self) -> &'static str {
+        match self {
+            Self::BackOff => "network",
+            Self::Restarting | Self::WaitFor(_) => "restart",
+            Self::RefreshToken | Self::NewEndpoint | Self::Refused => "refused",
+        }
+    }
 }
 
 impl Failure {
@@ -105,7 +116,7 @@ impl Failure {
         match self {
             Self::Handshake { status, retry_after, .. } => on_status(Exchange::Upgrade, *status, *retry_after),
             Self::Call { status, retry_after, .. } => on_status(Exchange::Call, *status, *retry_after),
-            Self::Closed { code, .. } => verdict_for_close_code(*code, close_codes),
+            Self::Closed { code, .. } => verdict_for_close_code(*code, close_codes).unwrap_or(Verdict::BackOff),
             Self::Unreachable(_) | Self::Silent | Self::Oversize | Self::Unfinished { .. } | Self::Unreadable(_) => {
                 Verdict::BackOff
             }
@@ -189,20 +200,19 @@ impl Failure {
         }
     }
 
-    /// The `class` label of a lost session in the metrics.
-    pub fn class(&self) -> &'static str {
+    /// The `class` label of a lost session in the metrics. `close_codes`: what the platform adds to RFC 6455.
+    pub(super) fn class(&self, close_codes: &[CloseCode]) -> &'static str {
         match self {
             Self::Handshake { .. } | Self::Call { .. } => "refused",
             Self::Unreachable(_) => "network",
             Self::Silent => "silence",
             Self::Oversize | Self::Unfinished { .. } | Self::Unreadable(_) => "protocol",
             Self::Notice(_) | Self::Unsubscribed { .. } => "refused",
-            Self::Closed { code, .. } => match code {
-                1000 => "clean",
-                1002 | 1003 | 1007 | 1009 | 1010 => "protocol",
-                1008 | 4001 => "refused",
-                1011..=1013 => "restart",
-                _ => "network",
+            Self::Closed { code, .. } => match (verdict_for_close_code(*code, close_codes), code) {
+                (Some(verdict), _) => verdict.close_class(),
+                (None, 1000) => "clean",
+                (None, 1002 | 1003 | 1007 | 1009 | 1010) => "protocol",
+                (None, _) => "network",
             },
         }
     }

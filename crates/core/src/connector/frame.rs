@@ -14,6 +14,10 @@ pub enum Frame {
     Binary(Bytes),
     /// The answer to [`Probe::Ping`](super::Probe::Ping), or a ping from the platform.
     Pong,
+    /// The end of an answer to a poll: it has no events, or its request was sent after this number of probes.
+    Answered {
+        probes: u32,
+    },
 }
 
 /// One part of a frame.

@@ -24,7 +24,7 @@ use serde_json::value::RawValue;
 use super::{
     Capabilities, CheckContext, CloseCode, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness, Notice,
     Opening, Overlap, Preparation, PreparationStep, Probe, RestRequest, RestResponse, Resume, SettingFinding,
-    SettingKey, Transport, Verdict,
+    SettingKey, Transport, Verdict, genesys,
     json::{self, LenientValue, Members, Metadata},
 };
 use crate::model::{Body, Event, Exchange, OverflowPolicy, Rotation, Span, Timestamp};
@@ -72,9 +72,6 @@ const PING: &str = r#"{"message":"ping"}"#;
 
 /// A channel is replaced when this part of its life remains.
 const LIFETIME_MARGIN_DIVISOR: u32 = 24;
-
-/// Sent when the token expires (docs/platforms/genesys-cloud.md, "Close codes").
-const CLOSE_CODES: [CloseCode; 1] = [CloseCode { code: 4001, verdict: Verdict::RefreshToken }];
 
 /// The interval of the platform's heartbeats.
 const HEARTBEAT: Span = Span(Duration::from_secs(30));
@@ -200,7 +197,7 @@ impl Dialect for Settings {
     }
 
     fn close_codes(&self) -> &[CloseCode] {
-        &CLOSE_CODES
+        &genesys::CLOSE_CODES
     }
 
     fn guarantee(&self, terms: &DeliveryTerms) -> Guarantee {

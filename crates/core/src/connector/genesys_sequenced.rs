@@ -16,8 +16,8 @@ use serde_json::value::RawValue;
 
 use super::{
     Capabilities, CheckContext, CloseCode, Credential, DeliveryTerms, Dialect, Endpoint, Guarantee, Item, Liveness,
-    Method, Notice, Opening, Overlap, Preparation, PreparationStep, Probe, RestRequest, Resume, SettingFinding,
-    SettingKey, Transport, Verdict,
+    Notice, Opening, Overlap, Preparation, PreparationStep, Probe, RestRequest, Resume, SettingFinding, SettingKey,
+    Transport, genesys,
     json::{self, LenientValue, MemberName, Members, Metadata},
 };
 use crate::model::{Body, Event, OverflowPolicy, Position, Sequence, Span, Timestamp};
@@ -63,9 +63,6 @@ const TOKEN_PARAMETER: &str = "auth_token";
 
 /// The `type` of an event without one.
 const KIND_DEFAULT: &str = "genesys-sequenced.event";
-
-/// Sent when the token expires (docs/platforms/genesys-cloud.md, "Sequenced streams").
-const CLOSE_CODES: [CloseCode; 1] = [CloseCode { code: 4001, verdict: Verdict::RefreshToken }];
 
 /// Reports a silence that outlasts the replay window, and parameters of the URL that the connector adds itself.
 fn check(context: &CheckContext<'_>) -> Vec<SettingFinding> {
@@ -140,12 +137,11 @@ impl Dialect for Settings {
     }
 
     fn snapshot(&self, _endpoint: Option<&Endpoint>) -> Vec<RestRequest> {
-        let get = |target: &String| RestRequest { method: Method::Get, target: target.clone(), body: None };
-        self.snapshot_url.iter().map(get).collect()
+        self.snapshot_url.as_deref().map(RestRequest::get).into_iter().collect()
     }
 
     fn close_codes(&self) -> &[CloseCode] {
-        &CLOSE_CODES
+        &genesys::CLOSE_CODES
     }
 
     fn guarantee(&self, terms: &DeliveryTerms) -> Guarantee {

@@ -24,6 +24,11 @@ pub enum Method {
 }
 
 impl RestRequest {
+    /// A GET without a body.
+    pub fn get(target: &str) -> Self {
+        Self { method: Method::Get, target: target.to_owned(), body: None }
+    }
+
     /// The name of the call in errors. It omits the query, which may be long or secret.
     pub fn call(&self) -> String {
         let method = match self.method {

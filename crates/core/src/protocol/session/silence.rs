@@ -54,7 +54,7 @@ impl SilenceWatch {
         self.last_received_at = now;
         self.probes = 0;
         match frame {
-            Frame::Text(_) | Frame::Binary(_) => self.frame_deadline = None,
+            Frame::Text(_) | Frame::Binary(_) | Frame::Answered { .. } => self.frame_deadline = None,
             // A pong may arrive between the parts of a data frame.
             Frame::Pong => (),
         }

@@ -1,4 +1,4 @@
-//! The WebSocket to a platform: connect, read frames, send probes, close.
+//! WebSocket: connect, read frames, send probes, close.
 
 mod frame_tracker;
 mod tracked_stream;
@@ -25,6 +25,7 @@ use tokio_tungstenite::{
 
 use self::tracked_stream::TrackedStream;
 pub use self::upgrade::UpgradeRequest;
+pub use super::SocketEvent;
 use crate::{
     clock,
     connector::{Credential, Failure, Frame, Probe},
@@ -59,7 +60,7 @@ pub struct UpstreamSocket {
 
 /// Opens the sockets of one stream.
 #[derive(Debug, Clone)]
-pub struct Dialler {
+pub(in crate::upstream) struct SocketDialler {
     network: NetworkPolicy,
     frame_max: usize,
     timeout: Duration,
@@ -67,16 +68,21 @@ pub struct Dialler {
     key: Option<String>,
 }
 
-impl Dialler {
+impl SocketDialler {
     /// `within` is the timeout of one attempt: name resolution, TCP, proxy, TLS and upgrade. `key` is the configuration
     /// key of the URL, for errors.
-    pub fn new(network: NetworkPolicy, frame_max: usize, within: Duration, key: Option<String>) -> Self {
+    pub(in crate::upstream) fn new(
+        network: NetworkPolicy,
+        frame_max: usize,
+        within: Duration,
+        key: Option<String>,
+    ) -> Self {
         Self { network, frame_max, timeout: within, key }
     }
 
     /// Opens a socket. Dropping the future closes the connection. Redirects are not followed, so that the token reaches
     /// the configured host only.
-    pub async fn open(&self, dial: Dial, token: Secret) -> Result<UpstreamSocket, Failure> {
+    pub(super) async fn open(&self, dial: Dial, token: Secret) -> Result<UpstreamSocket, Failure> {
         let url = url(&dial, &token).map_err(Failure::Unreachable)?;
         let place = self.display_url(&url, &dial.credential);
         self.open_at(url, &dial, &token).await.map_err(|failure| failure.with_context(&place))
@@ -133,14 +139,6 @@ fn url(dial: &Dial, token: &Secret) -> Result<reqwest::Url, String> {
 
 fn bounded(text: &str) -> String {
     text.chars().take(REASON_LEN_MAX).collect()
-}
-
-/// An event of a socket.
-#[derive(Debug, PartialEq, Eq)]
-pub enum SocketEvent {
-    /// The beginning of a frame has arrived. Reported once per frame.
-    PartialFrame,
-    Frame(Frame),
 }
 
 impl UpstreamSocket {
