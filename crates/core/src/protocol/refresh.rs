@@ -76,11 +76,11 @@ impl Refresh {
             Input::RefreshRequested => self.expedite(self.earliest(self.settings.interval_min, now), now),
             Input::VaultRead { seen, unit } => self.on_vault_read(seen, unit, now),
             Input::Locked { lock, unit } => {
-                let (step, streak) = self.step();
+                let (step, streak) = self.state.step();
                 self.apply(step.on_locked(lock, &self.facts(unit, now)), streak, unit, now);
             }
             Input::Published(published) => {
-                let (step, streak) = self.step();
+                let (step, streak) = self.state.step();
                 self.apply(step.on_published(published, now), streak, 0.0, now);
             }
             Input::VaultNotified { generation } => self.on_vault_notified(generation, now),
@@ -138,12 +138,7 @@ impl Refresh {
 
     /// When the next token is requested; none while a request is in progress.
     pub fn next_at(&self) -> Option<Instant> {
-        match self.state {
-            RefreshState::NotStarted | RefreshState::Fetching { .. } => None,
-            RefreshState::Idle { .. } | RefreshState::Retrying { .. } | RefreshState::Sharing { .. } => {
-                self.poll_timeout()
-            }
-        }
+        self.poll_timeout().filter(|_| !matches!(self.state, RefreshState::Fetching { .. }))
     }
 
     /// What a refresh waits for now. None if only the scheduled refresh is due.
@@ -188,7 +183,7 @@ impl Refresh {
     }
 
     fn on_granted(&mut self, lifetime: Option<Duration>, unit: f64, now: Instant) {
-        let (sent_at, _, lock) = self.take_request();
+        let (sent_at, _, lock) = self.state.request();
         let lifetime = lifetime.map(|total| TokenLifetime::granted(total, sent_at, &self.settings, unit));
         match self.settings.sharing {
             TokenSharing::None => self.adopt_granted(lifetime),
@@ -241,7 +236,7 @@ impl Refresh {
     }
 
     fn on_failed(&mut self, failure: GrantFailure, unit: f64, now: Instant) {
-        let (_, past, lock) = self.take_request();
+        let (_, past, lock) = self.state.request();
         let streak = FailureStreak::after(past, failure);
         let pause = streak.delay(unit, self.tokens.time_left(&self.settings, now).retry_delay_max());
         if lock.is_some() {
@@ -296,17 +291,6 @@ impl Refresh {
         self.handle_timeout(now);
     }
 
-    /// Ends the request in flight. Returns when it was sent, the failures before it, and its lock.
-    fn take_request(&self) -> (Instant, Option<FailureStreak>, Option<HeldLock>) {
-        match self.state {
-            RefreshState::Fetching { sent_at, streak, lock } => (sent_at, streak, lock),
-            RefreshState::NotStarted
-            | RefreshState::Idle { .. }
-            | RefreshState::Retrying { .. }
-            | RefreshState::Sharing { .. } => panic!("an answer without a request"),
-        }
-    }
-
     /// Extends the lock while the request is in flight, if that leaves time for an attempt of another replica.
     fn renew_lock(&mut self, now: Instant) {
         let time = self.tokens.time_left(&self.settings, now);
@@ -318,7 +302,7 @@ impl Refresh {
     }
 
     fn on_vault_read(&mut self, content: Option<VaultContent>, unit: f64, now: Instant) {
-        let (step, streak) = self.step();
+        let (step, streak) = self.state.step();
         content.into_iter().for_each(|content| self.tokens.on_vault_read(content));
         let decision = step.on_read(content, &self.facts(unit, now));
         let has_lock = matches!(step, VaultStep::Reading { purpose: ReadPurpose::UnderLock(_), .. });
@@ -393,16 +377,6 @@ impl Refresh {
         }
         let lifetime = TokenLifetime::found(found, requested_at, &self.settings, unit);
         self.adopt(found.generation, Some(lifetime), TokenOrigin::Vault);
-    }
-
-    fn step(&self) -> (VaultStep, Option<FailureStreak>) {
-        match self.state {
-            RefreshState::Sharing { step, streak } => (step, streak),
-            RefreshState::NotStarted
-            | RefreshState::Idle { .. }
-            | RefreshState::Fetching { .. }
-            | RefreshState::Retrying { .. } => panic!("an answer of the store without a request"),
-        }
     }
 
     fn facts(&self, unit: f64, now: Instant) -> SharingFacts {

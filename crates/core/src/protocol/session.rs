@@ -6,6 +6,7 @@
 mod flush_probes;
 mod messages;
 mod silence;
+mod state;
 mod subscription_refresh;
 mod verification;
 
@@ -14,7 +15,7 @@ pub use self::messages::{Dial, Input, Output, ProvisionedEndpoint, SessionId, St
 use std::{collections::VecDeque, time::Instant};
 
 use self::{
-    flush_probes::FlushProbes, silence::SilenceWatch, subscription_refresh::SubscriptionRefresh,
+    flush_probes::FlushProbes, silence::SilenceWatch, state::SessionState, subscription_refresh::SubscriptionRefresh,
     verification::Verification,
 };
 use super::Moment;
@@ -38,28 +39,6 @@ pub struct Session {
     silence: SilenceWatch,
     flush_probes: FlushProbes,
     outputs: VecDeque<Output>,
-}
-
-#[derive(Debug)]
-enum SessionState {
-    /// A REST call is in flight.
-    Preparing(Preparation),
-    Dialling {
-        until: Instant,
-    },
-    /// The socket is open. At `assume_live_at` the session counts as live without a frame.
-    Verifying {
-        until: Instant,
-        assume_live_at: Option<Instant>,
-    },
-    Live {
-        refresh: SubscriptionRefresh,
-        expiring: bool,
-    },
-    Closing {
-        until: Instant,
-    },
-    Ended,
 }
 
 impl Session {
@@ -165,7 +144,7 @@ impl Session {
 
     /// Whether the socket is open.
     pub fn is_open(&self) -> bool {
-        matches!(self.state, SessionState::Verifying { .. } | SessionState::Live { .. } | SessionState::Closing { .. })
+        self.state.is_open()
     }
 
     /// Our close frame was sent. Frames that still arrive count. The silence timeout does not apply any more.
@@ -176,14 +155,7 @@ impl Session {
     /// Frames are not read because the buffer is full: all timeouts begin again.
     pub fn suspend_timers(&mut self, now: Moment) {
         self.silence.suspend(now.at);
-        match &mut self.state {
-            SessionState::Verifying { until, .. } => *until = now.at + self.timeouts.connect,
-            SessionState::Closing { until } => *until = now.at + self.timeouts.close,
-            SessionState::Preparing(_)
-            | SessionState::Dialling { .. }
-            | SessionState::Live { .. }
-            | SessionState::Ended => (),
-        }
+        self.state.suspend(&self.timeouts, now.at);
     }
 
     pub fn handle(&mut self, input: Input, now: Moment) {
@@ -197,41 +169,24 @@ impl Session {
     }
 
     pub fn handle_timeout(&mut self, now: Moment) {
-        match &self.state {
-            SessionState::Preparing(_) | SessionState::Ended => (),
-            SessionState::Dialling { until } => {
-                if now.at >= *until {
-                    self.end(Failure::Unreachable("no connection in time".to_owned()));
-                }
-            }
-            SessionState::Verifying { until, assume_live_at } => {
-                if assume_live_at.is_some_and(|at| now.at >= at) {
-                    self.on_quiet_period(*until, now);
-                } else if now.at >= *until {
-                    self.end(Failure::Silent);
-                }
-            }
-            SessionState::Live { .. } => self.check_live(now),
-            SessionState::Closing { until } => {
-                if now.at >= *until {
-                    self.end(Failure::Closed { code: 1006, reason: "no close frame in time".to_owned() });
-                }
-            }
+        if let SessionState::Verifying { until, assume_live_at: Some(at) } = self.state
+            && now.at >= at
+        {
+            return self.on_quiet_period(until, now);
+        }
+        if self.is_live() {
+            return self.check_live(now);
+        }
+        if let Some(failure) = self.state.timeout_failure(now.at) {
+            self.end(failure);
         }
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match &self.state {
-            SessionState::Preparing(_) | SessionState::Ended => None,
-            SessionState::Dialling { until } | SessionState::Closing { until } => Some(*until),
-            SessionState::Verifying { until, assume_live_at } => {
-                Some(assume_live_at.map_or(*until, |at| at.min(*until)))
-            }
-            SessionState::Live { refresh, expiring } => {
-                let expires_at = self.endpoint_expires_at().filter(|_| !expiring);
-                [Some(self.silence.deadline()), expires_at, refresh.deadline()].into_iter().flatten().min()
-            }
-        }
+        let deadline = self.state.deadline();
+        let SessionState::Live { expiring, .. } = self.state else { return deadline };
+        let expires_at = self.endpoint_expires_at().filter(|_| !expiring);
+        [Some(self.silence.deadline()), expires_at, deadline].into_iter().flatten().min()
     }
 
     pub fn poll_output(&mut self) -> Option<Output> {

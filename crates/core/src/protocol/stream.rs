@@ -8,6 +8,7 @@ mod buffer;
 mod dedup;
 mod flush;
 mod intake;
+mod last_received;
 mod link;
 mod messages;
 mod owner;
@@ -34,6 +35,7 @@ use self::{
     bad_frames::BadFrames,
     flush::Flush,
     intake::IntakeOutcome,
+    last_received::LastReceived,
     link::{BadFrame, DialRequest, Link, LinkOutput, Notices},
     messages::ValidatedHead,
     owner::Owner,
@@ -48,12 +50,9 @@ use super::{
 };
 use crate::{
     connector::{Capabilities, Item, RestResponse, Resume},
-    model::{Checkpoint, Event, FeedId, Gap, GapReason, Position, Sequence, Timestamp},
+    model::{Checkpoint, Event, FeedId, Gap, GapReason, Position, Sequence},
 };
 
-/// The checkpoint of a live stream without new events is renewed at least this often, so that a restart can measure how
-/// long the platform was silent.
-const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(15);
 /// The machine of one stream.
 #[derive(Debug)]
 pub struct Stream {
@@ -67,24 +66,6 @@ pub struct Stream {
     reporter: Reporter,
 }
 
-/// When the last frame arrived.
-#[derive(Debug, Clone, Copy)]
-struct LastReceived {
-    /// None before the first frame of this process.
-    at: Option<Instant>,
-    wall: Timestamp,
-}
-
-impl LastReceived {
-    /// How long the platform was silent: by the wall clock if the last frame arrived before this process started.
-    fn silence(&self, now: Moment) -> Duration {
-        match self.at {
-            Some(at) => now.at.saturating_duration_since(at),
-            None => now.wall.since(self.wall),
-        }
-    }
-}
-
 impl Stream {
     /// A stream that owns its log and continues at its head. It waits for a token.
     pub fn new(settings: Settings, head: LogHead, now: Moment) -> Self {
@@ -92,7 +73,7 @@ impl Stream {
         let position = validated.head.position();
         let owner = Owner::new(&settings, &settings.connector.capabilities(), position, now);
         let mut stream = Self::with_role(settings, Role::Owner(Box::new(owner)), now);
-        stream.restore_last_received(&validated.head, now);
+        stream.last_received = LastReceived::restored(&validated.head, now);
         if validated.head.damaged {
             stream.mark_gap(Gap::unknown(GapReason::Store), now);
         }
@@ -113,7 +94,7 @@ impl Stream {
             link: Link::new(settings.clone()),
             settings,
             role,
-            last_received: LastReceived { at: None, wall: now.wall },
+            last_received: LastReceived::restored(&LogHead::default(), now),
             bad_frames: BadFrames::default(),
             draining: false,
             reporter: Reporter::new(),
@@ -138,7 +119,7 @@ impl Stream {
                 self.link.handle(session, session::Input::Frame(frame), now);
                 // A new session measures the silence before this frame, so this frame counts after it.
                 self.route(now);
-                self.last_received = LastReceived { at: Some(now.at), wall: now.wall };
+                self.last_received = LastReceived::new(now);
             }
             Input::Closed { session, failure } => self.link.handle(session, session::Input::Closed(failure), now),
             Input::Appended(last) => {
@@ -233,7 +214,7 @@ impl Stream {
 
     /// When this process last received a frame.
     pub fn last_received_at(&self) -> Option<Instant> {
-        self.last_received.at
+        self.last_received.at()
     }
 
     /// Why an operator's command would have no effect now. None if it has an effect, or if its effect is there already.
@@ -292,7 +273,7 @@ impl Stream {
 
     fn on_connected(&mut self, session: SessionId, now: Moment) {
         let silence = self.last_received.silence(now);
-        self.last_received = LastReceived { at: Some(now.at), wall: now.wall };
+        self.last_received = LastReceived::new(now);
         match &mut self.role {
             Role::Owner(owner) => {
                 if let Some(gap) = owner.intake.mark_connected(silence, now) {
@@ -335,12 +316,9 @@ impl Stream {
     fn settle(&mut self, now: Moment) {
         self.route(now);
         self.release_successor(now);
-        if let Role::Owner(owner) = &mut self.role {
-            let is_full = owner.applies_backpressure() || owner.intake.is_reorder_full();
-            if owner.intake.is_refetching() && is_full {
-                let outcome = owner.intake.end_refetch(now);
-                self.report_intake(outcome, now);
-            }
+        if let Some(owner) = self.role.as_owner_mut().filter(|owner| owner.must_end_refetch()) {
+            let outcome = owner.intake.end_refetch(now);
+            self.report_intake(outcome, now);
         }
         self.release_recovered(now);
         self.flush(now);
@@ -400,16 +378,15 @@ impl Stream {
         let is_checkpoint_due = self.checkpoint_due().is_some_and(|due| now.at >= due);
         let Some(owner) = self.role.as_owner_mut() else { return };
         if let Some((events, position)) = owner.next_append(is_checkpoint_due, now) {
-            let last_received_at = self.last_received.wall;
+            let last_received_at = self.last_received.wall();
             let checkpoint = Checkpoint { position, last_received_at, feed: Some(self.settings.feed) };
             self.reporter.push(Output::Append { events, checkpoint });
         }
     }
 
     fn checkpoint_due(&self) -> Option<Instant> {
-        let interval = (self.settings.retention / 4).min(CHECKPOINT_INTERVAL_MAX);
         let owner = self.role.as_owner().filter(|_| self.link.is_live())?;
-        owner.checkpoint_due(self.last_received.at, interval)
+        owner.checkpoint_due(self.last_received.at(), self.settings.retention)
     }
 
     fn drain(&mut self, now: Moment) {
@@ -450,7 +427,7 @@ impl Stream {
             return self.own_after_feed_change(&validated, now);
         }
         if !self.link.is_live() {
-            self.restore_last_received(head, now);
+            self.last_received = LastReceived::restored(head, now);
             self.apply_head(&validated);
         }
         // Nothing can be missing in front of an empty log, and a damaged log has its gap.
@@ -476,23 +453,18 @@ impl Stream {
     /// sessions may have been dialled with a position of the other feed, so that they start again and their events are
     /// dropped.
     fn own_after_feed_change(&mut self, validated: &ValidatedHead, now: Moment) {
-        self.restore_last_received(&validated.head, now);
+        self.last_received = LastReceived::restored(&validated.head, now);
         self.apply_head(validated);
         if !self.link.is_stopped() {
             self.link.restart(now);
         }
     }
 
-    fn restore_last_received(&mut self, head: &LogHead, now: Moment) {
-        let wall = head.checkpoint.as_ref().map_or(now.wall, |checkpoint| checkpoint.last_received_at);
-        self.last_received = LastReceived { at: None, wall };
-    }
-
     fn own_numbered(&mut self, buffer: StandbyBuffer, head: &LogHead, is_doubtful: bool, now: Moment) {
         let is_live = self.link.is_live();
         let position = head.position().as_ref().and_then(Position::order);
         let Some(first) = buffer.first_usable_session(position, is_live, self.link.first_session()) else {
-            self.restore_last_received(head, now);
+            self.last_received = LastReceived::restored(head, now);
             return self.link.restart(now);
         };
         if !is_live {
@@ -535,9 +507,7 @@ impl Stream {
     fn report_state(&mut self, now: Moment) {
         let is_recovering = self.role.as_owner().is_some_and(|owner| owner.intake.recovery.is_holding());
         let mut state = self.link.state();
-        if state == StreamState::Live && self.link.is_degraded() {
-            state = StreamState::Degraded;
-        } else if state == StreamState::Live && is_recovering {
+        if state == StreamState::Live && is_recovering {
             state = StreamState::Recovering;
         }
         let (is_connected, is_breaker_open) = (self.link.is_live(), self.link.is_breaker_open(now));

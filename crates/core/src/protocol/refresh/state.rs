@@ -36,6 +36,26 @@ impl RefreshState {
         }
     }
 
+    /// The request in flight: when it was sent, the failures before it, and its lock.
+    pub(super) fn request(&self) -> (Instant, Option<FailureStreak>, Option<HeldLock>) {
+        match self {
+            Self::Fetching { sent_at, streak, lock } => (*sent_at, *streak, *lock),
+            Self::NotStarted | Self::Idle { .. } | Self::Retrying { .. } | Self::Sharing { .. } => {
+                panic!("an answer without a request")
+            }
+        }
+    }
+
+    /// The step of a shared refresh, and the failures before it.
+    pub(super) fn step(&self) -> (VaultStep, Option<FailureStreak>) {
+        match self {
+            Self::Sharing { step, streak } => (*step, *streak),
+            Self::NotStarted | Self::Idle { .. } | Self::Fetching { .. } | Self::Retrying { .. } => {
+                panic!("an answer of the store without a request")
+            }
+        }
+    }
+
     /// Whether no refresh is in progress and none has failed.
     pub(super) fn is_quiet(mut self) -> bool {
         self.streak().is_none() && self.scheduled_mut().is_some()

@@ -85,7 +85,7 @@ impl Link {
     }
 
     pub(super) fn state(&self) -> StreamState {
-        self.state.stream_state()
+        if self.is_degraded() { StreamState::Degraded } else { self.state.stream_state() }
     }
 
     /// Whether there is no session, not even one that closes.

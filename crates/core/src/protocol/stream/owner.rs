@@ -15,6 +15,10 @@ use crate::{
     protocol::Moment,
 };
 
+/// The checkpoint of a live stream without new events is renewed at least this often, so that a restart can measure how
+/// long the platform was silent.
+const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(15);
+
 /// What a stream has while it owns the log.
 #[derive(Debug)]
 pub(super) struct Owner {
@@ -86,6 +90,11 @@ impl Owner {
         self.intake.applies_backpressure(len, bytes)
     }
 
+    /// Whether there is no room for the events that wait for a refetch.
+    pub(super) fn must_end_refetch(&self) -> bool {
+        self.intake.is_refetching() && (self.applies_backpressure() || self.intake.is_reorder_full())
+    }
+
     pub(super) fn is_appending(&self) -> bool {
         self.append.is_some()
     }
@@ -95,9 +104,9 @@ impl Owner {
     }
 
     /// When the checkpoint of a live stream without new events must be renewed.
-    pub(super) fn checkpoint_due(&self, last_received: Option<Instant>, interval: Duration) -> Option<Instant> {
+    pub(super) fn checkpoint_due(&self, last_received: Option<Instant>, retention: Duration) -> Option<Instant> {
         let is_due = self.append.is_none() && last_received? > self.checkpointed_at;
-        is_due.then(|| self.checkpointed_at + interval)
+        is_due.then(|| self.checkpointed_at + (retention / 4).min(CHECKPOINT_INTERVAL_MAX))
     }
 
     /// The events of the next append and the position after them. Without events only a due checkpoint is appended.
