@@ -11,6 +11,7 @@ mod resolver;
 mod tls;
 
 use std::{
+    error::Error,
     future::Future,
     sync::Arc,
     time::{Duration, Instant},
@@ -165,7 +166,7 @@ impl NetworkPolicy {
     ) -> Result<NetworkStream, ConnectError> {
         let step = ConnectStep::Tls(peer.host.clone());
         let name = ServerName::try_from(peer.host.clone());
-        let name = name.map_err(|error| ConnectError::new(step.clone(), error.to_string()))?;
+        let name = name.map_err(|error| ConnectError::new(step.clone(), error))?;
         let connector = TlsConnector::from(self.trust.for_sockets());
         Ok(Box::new(with_deadline(deadline, &step, connector.connect(name, stream)).await?))
     }
@@ -209,14 +210,14 @@ impl Peer {
 }
 
 /// Runs a step until the deadline. A late step is dropped with its sockets.
-async fn with_deadline<T, E: std::fmt::Display>(
+async fn with_deadline<T, E: Into<Box<dyn Error + Send + Sync>>>(
     deadline: Instant,
     step: &ConnectStep,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, ConnectError> {
     let started = clock::now();
     match tokio::time::timeout_at(deadline.into(), work).await {
-        Ok(done) => done.map_err(|error| ConnectError::new(step.clone(), error.to_string())),
+        Ok(done) => done.map_err(|error| ConnectError::new(step.clone(), error)),
         Err(_) => Err(ConnectError::timed_out(step.clone(), clock::now().saturating_duration_since(started))),
     }
 }

@@ -38,9 +38,18 @@ impl Error for Cause {
     }
 }
 
+/// Maximum number of characters of one error in a chain, because some have text from outside.
+const TEXT_LEN_MAX: usize = 1000;
+
 /// An error with all its causes on one line.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    texts(error).join(": ")
+    texts(error).iter().map(|text| printable(text)).collect::<Vec<_>>().join(": ")
+}
+
+/// Text from outside, without control characters and of bounded length.
+pub fn printable(text: &str) -> String {
+    let shown = text.chars().take(TEXT_LEN_MAX);
+    shown.flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 /// The texts of an error and its causes, the outermost first. Some libraries print the cause as the end of their own
@@ -85,6 +94,7 @@ mod tests {
                 format!("outer: {expected}")
             );
         }
-        assert_eq!(chain(&Cause::new("the log was deleted")), "the log was deleted");
+        assert_eq!(chain(&Cause::new("two\r\nlines")), r"two\r\nlines");
+        assert_eq!(chain(&Cause::new("x".repeat(2 * TEXT_LEN_MAX))).len(), TEXT_LEN_MAX);
     }
 }

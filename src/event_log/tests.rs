@@ -229,7 +229,7 @@ async fn a_claim_finds_what_others_appended_and_readers_wake_for_it() {
     let log = beside.get(opened.log().name()).unwrap();
     let mut reader = log.reader(Offset::START);
     opened.append(5).await;
-    assert!(reader.try_next(1 << 20).await.unwrap().is_none(), "nobody told it");
+    assert!(reader.try_next(1 << 20).await.unwrap().is_none(), "not visible yet");
     let (read, writer) = tokio::join!(reader.next(1 << 20), log.claim(None));
     assert_eq!(offsets(&read.unwrap()), [1, 2, 3, 4, 5]);
     assert_eq!(writer.unwrap().append(&[event(6, 10)], checkpoint(6)).await.unwrap(), Offset(6));

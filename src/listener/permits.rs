@@ -112,27 +112,27 @@ mod tests {
 
     #[test]
     fn permits_are_limited_in_total_and_per_address_and_released() {
-        let seats = ConnectionPermits::new(3, 2);
-        let held = [seats.acquire(ONE).unwrap(), seats.acquire(ONE).unwrap()];
-        assert_eq!(seats.acquire(ONE).unwrap_err(), PermitError::PerAddress, "two for one address");
-        let third = seats.acquire(TWO).unwrap();
-        assert_eq!(seats.acquire(TWO).unwrap_err(), PermitError::Total, "three in all");
+        let permits = ConnectionPermits::new(3, 2);
+        let held = [permits.acquire(ONE).unwrap(), permits.acquire(ONE).unwrap()];
+        assert_eq!(permits.acquire(ONE).unwrap_err(), PermitError::PerAddress, "two for one address");
+        let third = permits.acquire(TWO).unwrap();
+        assert_eq!(permits.acquire(TWO).unwrap_err(), PermitError::Total, "three in all");
         assert_eq!(
-            seats.acquire(ONE).unwrap_err(),
+            permits.acquire(ONE).unwrap_err(),
             PermitError::PerAddress,
-            "whoever has its share is told so even then"
+            "an address with all its permits gets this reason even then"
         );
         drop(third);
         drop(held);
-        assert!(seats.acquire(TWO).is_ok());
-        assert!(seats.counts.lock().by_address.is_empty(), "addresses that left are forgotten");
+        assert!(permits.acquire(TWO).is_ok());
+        assert!(permits.counts.lock().by_address.is_empty(), "addresses that left are forgotten");
     }
 
     #[test]
     fn a_proxy_connection_counts_for_its_client() {
-        let seats = ConnectionPermits::new(10, 1);
-        let mut first = seats.acquire(None).unwrap();
-        let mut second = seats.acquire(None).unwrap();
+        let permits = ConnectionPermits::new(10, 1);
+        let mut first = permits.acquire(None).unwrap();
+        let mut second = permits.acquire(None).unwrap();
         first.assign_to(ONE.unwrap()).unwrap();
         first.assign_to(ONE.unwrap()).unwrap();
         assert_eq!(second.assign_to(ONE.unwrap()), Err(PermitError::PerAddress));
@@ -141,7 +141,7 @@ mod tests {
         drop(first);
         second.assign_to(ONE.unwrap()).unwrap();
         drop(second);
-        let taken = seats.counts.lock();
+        let taken = permits.counts.lock();
         assert_eq!((taken.total, taken.by_address.len()), (0, 0));
     }
 }

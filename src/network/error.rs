@@ -1,13 +1,11 @@
 //! Connection errors: the failed step, the peer, the proxy and the cause.
 
-use std::{fmt, time::Duration};
+use std::{error::Error, fmt, time::Duration};
 
 use reqwest::Url;
 
 use super::Proxy;
-
-/// Maximum length of a cause, which is text from outside.
-const CAUSE_LEN_MAX: usize = 300;
+use crate::telemetry::{Cause, printable};
 
 /// A step of connecting, with its peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,13 +22,13 @@ pub(super) enum ConnectStep {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectError {
     step: ConnectStep,
-    cause: String,
+    cause: Cause,
     proxy: Option<String>,
 }
 
 impl ConnectError {
-    pub(super) fn new(step: ConnectStep, cause: impl AsRef<str>) -> Self {
-        Self { step, cause: printable(cause.as_ref()), proxy: None }
+    pub(super) fn new(step: ConnectStep, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { step, cause: Cause::new(cause), proxy: None }
     }
 
     pub(super) fn timed_out(step: ConnectStep, waited: Duration) -> Self {
@@ -64,14 +62,18 @@ impl fmt::Display for ConnectError {
             ConnectStep::Tls(host) => write!(f, "TLS handshake with {host}")?,
             ConnectStep::Check(origin) => write!(f, "{origin}")?,
         }
-        if let Some(proxy) = &self.proxy {
-            write!(f, " through the proxy {proxy}")?;
+        match &self.proxy {
+            Some(proxy) => write!(f, " through the proxy {proxy}"),
+            None => Ok(()),
         }
-        write!(f, ": {}", self.cause)
     }
 }
 
-impl std::error::Error for ConnectError {}
+impl Error for ConnectError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.cause)
+    }
+}
 
 /// A URL without login, query and fragment, which may contain a secret.
 pub fn without_secrets(url: &Url) -> String {
@@ -85,24 +87,19 @@ pub fn origin(url: &Url) -> String {
     format!("{}://{host}{port}", url.scheme())
 }
 
-/// Text from outside, without control characters and of bounded length.
-pub(super) fn printable(text: &str) -> String {
-    let shown = text.chars().take(CAUSE_LEN_MAX);
-    shown.flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::chain;
 
     #[test]
     fn an_error_names_step_peer_proxy_and_cause_on_one_line() {
         let step = ConnectStep::Tls("a.test".to_owned());
         let error = ConnectError::new(step, "invalid\r\ncertificate");
-        assert_eq!(error.to_string(), r"TLS handshake with a.test: invalid\r\ncertificate");
+        assert_eq!(chain(&error), r"TLS handshake with a.test: invalid\r\ncertificate");
         let proxy = Proxy::parse("http://user:secret@proxy.test:3128").unwrap();
         let error = ConnectError::new(ConnectStep::Tunnel("a.test:443".to_owned()), "the proxy answered 407");
-        let error = error.through(Some(&proxy)).to_string();
+        let error = chain(&error.through(Some(&proxy)));
         assert_eq!(error, "CONNECT to a.test:443 through the proxy http://proxy.test:3128: the proxy answered 407");
     }
 
@@ -116,7 +113,7 @@ mod tests {
     #[test]
     fn an_error_about_a_url_hides_its_path_and_query() {
         let url = Url::parse("ws://a.test:81/channel?auth_token=secret").unwrap();
-        let error = ConnectError::plain_text(&url).to_string();
+        let error = chain(&ConnectError::plain_text(&url));
         assert!(
             error.starts_with("ws://a.test:81: ") && error.contains("wss://") && !error.contains("secret"),
             "{error}"

@@ -2,12 +2,12 @@
 //!
 //! It reads no body. Interim responses (1xx except 101) are skipped (RFC 9110 section 15.2).
 
-use std::{io, time::Duration};
+use std::{error::Error, io, time::Duration};
 
 use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::{clock, protocol::retry_after};
+use crate::{clock, protocol::retry_after, telemetry::Cause};
 
 /// Maximum bytes of a response head, including interim responses before it.
 const HEAD_LEN_MAX: usize = 64 << 10;
@@ -89,20 +89,30 @@ fn head_len(bytes: &[u8]) -> Option<usize> {
     None
 }
 
+/// The response has no valid HTTP/1 head.
+#[derive(Debug, thiserror::Error)]
+#[error("not an HTTP/1 response")]
+struct MalformedHead(#[source] Cause);
+
+impl MalformedHead {
+    fn of(cause: impl Into<Box<dyn Error + Send + Sync>>) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, Self(Cause::new(cause)))
+    }
+}
+
 fn parse(bytes: &[u8]) -> io::Result<ResponseHead> {
-    let refused = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("not an HTTP/1 response: {why}"));
     let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut answer = httparse::Response::new(&mut lines);
-    answer.parse(bytes).map_err(|error| refused(error.to_string()))?;
+    answer.parse(bytes).map_err(MalformedHead::of)?;
     let (version, status) = match (answer.version, answer.code) {
         (Some(0), Some(status)) => (HttpVersion::Http10, status),
         (Some(1), Some(status)) => (HttpVersion::Http11, status),
-        _ => return Err(refused("unsupported version".to_owned())),
+        _ => return Err(MalformedHead::of("unsupported version")),
     };
     let mut headers = HeaderMap::new();
     for line in answer.headers.iter() {
-        let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|error| refused(error.to_string()))?;
-        let value = HeaderValue::from_bytes(line.value).map_err(|error| refused(error.to_string()))?;
+        let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(MalformedHead::of)?;
+        let value = HeaderValue::from_bytes(line.value).map_err(MalformedHead::of)?;
         headers.append(name, value);
     }
     Ok(ResponseHead { version, status, headers })
@@ -113,10 +123,11 @@ mod tests {
     use reqwest::header::CONNECTION;
 
     use super::*;
+    use crate::telemetry::chain;
 
     async fn head(text: &str) -> Result<(u16, String), String> {
         // Single bytes are the finest chunking.
-        let (head, rest) = read(&mut pieces_of(text, 1)).await.map_err(|error| error.to_string())?;
+        let (head, rest) = read(&mut pieces_of(text, 1)).await.map_err(|error| chain(&error))?;
         Ok((head.status, String::from_utf8(rest).unwrap()))
     }
 

@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::watch;
 
+use crate::telemetry::Cause;
+
 /// Resolves names for every connection of the process. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Resolver {
@@ -20,7 +22,7 @@ pub struct Resolver {
     running: Arc<Mutex<BTreeMap<String, PendingLookup>>>,
 }
 
-type LookupResult = Result<Vec<IpAddr>, String>;
+type LookupResult = Result<Vec<IpAddr>, Cause>;
 type PendingLookup = watch::Receiver<Option<LookupResult>>;
 
 impl Resolver {
@@ -45,7 +47,7 @@ impl Resolver {
         let mut running = self.join_or_start(host);
         let found = running.wait_for(Option::is_some).await;
         let found = found.map_err(|_| io::Error::other("the lookup was abandoned"))?.clone();
-        found.unwrap_or_else(|| Err("no answer".to_owned())).map_err(io::Error::other)
+        found.unwrap_or_else(|| Err(Cause::new("no answer"))).map_err(io::Error::other)
     }
 
     /// Joins the running lookup of this name or starts one.
@@ -68,7 +70,7 @@ impl Resolver {
 }
 
 fn system_lookup(host: &str) -> LookupResult {
-    let found = (host, 0).to_socket_addrs().map_err(|error| error.to_string())?;
+    let found = (host, 0).to_socket_addrs().map_err(Cause::new)?;
     Ok(found.map(|address| address.ip()).collect())
 }
 

@@ -6,6 +6,7 @@ use rustls::RootCertStore;
 use tokio::{io::AsyncReadExt, net::TcpListener, sync::mpsc};
 
 use super::*;
+use crate::telemetry::chain;
 
 /// Timeout of every wait.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -78,7 +79,7 @@ async fn a_connection_to_a_silent_peer_is_closed_at_the_deadline() {
             true => (network(proxied(port), &[]), url("wss://a.test")),
             false => (network(Proxies::none(), &[]), url(format!("wss://127.0.0.1:{port}"))),
         };
-        let error = network.connect(&to, soon()).await.unwrap_err().to_string();
+        let error = chain(&network.connect(&to, soon()).await.unwrap_err());
         assert!(error.starts_with(step) && error.contains(": not done within "), "{error}");
         tokio::time::timeout(TIMEOUT, closings.recv()).await.unwrap().unwrap();
         // A caller that drops the future has the same effect as the deadline.
@@ -128,9 +129,9 @@ async fn a_black_holed_first_address_falls_back_to_the_second() {
 #[tokio::test]
 async fn a_name_that_does_not_exist_is_named() {
     let network = network(Proxies::none(), &[("empty.test", &[])]);
-    let error = network.connect(&url("ws://empty.test"), later()).await.unwrap_err().to_string();
+    let error = chain(&network.connect(&url("ws://empty.test"), later()).await.unwrap_err());
     assert!(error.contains("no address"), "{error}");
-    let error = network.connect(&url("wss://no-such-name.invalid"), later()).await.unwrap_err().to_string();
+    let error = chain(&network.connect(&url("wss://no-such-name.invalid"), later()).await.unwrap_err());
     assert!(error.starts_with("name resolution of no-such-name.invalid: "), "{error}");
 }
 
@@ -139,7 +140,7 @@ async fn credentials_do_not_leave_this_machine_in_plain_text() {
     let trust = TrustedRoots::of(RootCertStore::empty()).unwrap();
     let network = NetworkPolicy::new(Settings::default(), trust, Resolver::default());
     for refused in ["ws://10.0.0.1/channel", "http://a.test"] {
-        let error = network.connect(&url(refused), later()).await.unwrap_err().to_string();
+        let error = chain(&network.connect(&url(refused), later()).await.unwrap_err());
         assert!(error.contains("plain text") && error.contains("insecure = true"), "{error}");
     }
     for fine in ["ws://127.0.0.1:1", "ws://localhost", "wss://a.test", "https://10.0.0.1"] {
@@ -177,7 +178,7 @@ async fn sockets_and_the_http_client_ask_the_proxy_for_a_tunnel_and_name_it_when
     let (proxy, mut requests, _tasks) =
         proxy("HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n").await;
     let network = network(Proxies::all(&proxy, &["direct.test".to_owned()]), &[]);
-    let error = network.connect(&url("wss://a.test/x"), later()).await.unwrap_err().to_string();
+    let error = chain(&network.connect(&url("wss://a.test/x"), later()).await.unwrap_err());
     assert_eq!(error, format!("CONNECT to a.test:443 through the proxy {proxy}: the proxy answered 407"));
     let request = requests.recv().await.unwrap();
     assert!(request.starts_with("CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n"), "{request}");

@@ -98,7 +98,7 @@ impl RestClient {
             let origin = url.origin().ascii_serialization();
             return Err(format!("{origin} is not a host of the account's API; token not sent"));
         }
-        self.network.check_encryption(&url).map_err(|error| error.to_string())?;
+        self.network.check_encryption(&url).map_err(|error| chain(&error))?;
         Ok(url)
     }
 

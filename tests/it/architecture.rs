@@ -24,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["model", "protocol", "clock", "random", "tasks", "telemetry", "secrets"]),
     ("event_log", &["model", "clock", "tasks", "telemetry", "store"]),
     ("listener", &["clock", "tasks", "telemetry"]),
-    ("network", &["model", "protocol", "clock", "listener"]),
+    ("network", &["model", "protocol", "clock", "telemetry", "listener"]),
     (
         "auth",
         &["model", "network", "protocol", "clock", "random", "tasks", "telemetry", "store", "secrets", "coordination"],

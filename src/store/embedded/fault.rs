@@ -16,7 +16,7 @@ pub(super) enum SqliteFault {
     Failed(Cause),
 }
 
-/// A result code of SQLite. The extended code tells apart failures that have the same text.
+/// A result code of SQLite. Failures with the same text have different extended codes.
 #[derive(Debug, thiserror::Error)]
 #[error("SQLite error {}", .failure.extended_code)]
 struct SqliteError {

@@ -374,16 +374,16 @@ async fn damaged_files_are_quarantined_and_a_new_epoch_starts() {
         damage(&path);
 
         let store = open(&path, RETAIN_ALL).unwrap_or_else(|error| panic!("{harm}: {error}"));
-        let mut anew = StreamFixture::open(&store, "queues").await;
-        assert!(anew.state.damaged, "{harm}");
-        assert_eq!(anew.state.last, Offset::START, "{harm}");
-        assert_ne!(anew.state.lineage.current(), log.state.lineage.current(), "{harm}");
+        let mut replacement = StreamFixture::open(&store, "queues").await;
+        assert!(replacement.state.damaged, "{harm}");
+        assert_eq!(replacement.state.last, Offset::START, "{harm}");
+        assert_ne!(replacement.state.lineage.current(), log.state.lineage.current(), "{harm}");
         assert_eq!(quarantined_count(&path), aside, "{harm}");
-        let still_owed = store.claim(&anew.name, None, &ObservedLog::NONE).await.unwrap();
-        assert!(still_owed.damaged, "{harm}: the gap is owed until it is in the log");
-        anew.state = still_owed;
-        anew.append(1).await.unwrap();
-        assert!(!store.claim(&anew.name, None, &ObservedLog::NONE).await.unwrap().damaged, "{harm}");
+        let still_pending = store.claim(&replacement.name, None, &ObservedLog::NONE).await.unwrap();
+        assert!(still_pending.damaged, "{harm}: the gap is pending until it is in the log");
+        replacement.state = still_pending;
+        replacement.append(1).await.unwrap();
+        assert!(!store.claim(&replacement.name, None, &ObservedLog::NONE).await.unwrap().damaged, "{harm}");
         store.close().await;
 
         let store = open(&path, RETAIN_ALL).unwrap();

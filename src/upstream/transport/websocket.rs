@@ -32,6 +32,7 @@ use crate::{
     model::Secret,
     network::{self, NetworkPolicy, NetworkStream},
     protocol::session::Dial,
+    telemetry::chain,
 };
 
 /// Bytes per read; the frames of one read share an allocation.
@@ -92,12 +93,12 @@ impl SocketDialler {
         let deadline = clock::now() + self.timeout;
         let upgrade = UpgradeRequest::new(&url, &dial.credential, token).map_err(Failure::Unreachable)?;
         let connected = self.network.connect(&url, deadline).await;
-        let stream = connected.map_err(|error| Failure::Unreachable(error.to_string()))?;
+        let stream = connected.map_err(|error| Failure::Unreachable(chain(&error)))?;
         let upgraded =
             tokio::time::timeout_at(deadline.into(), UpstreamSocket::upgrade(stream, upgrade, self.frame_max)).await;
         let late = || self.unreachable(&url, &format!("no response to the upgrade within {:?}", self.timeout));
         let upgraded = upgraded.map_err(|_| late())?;
-        let lost = |error: io::Error| self.unreachable(&url, &format!("upgrade: {error}"));
+        let lost = |error: io::Error| self.unreachable(&url, &format!("upgrade: {}", chain(&error)));
         upgraded.map_err(lost)?
     }
 

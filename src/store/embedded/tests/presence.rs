@@ -92,7 +92,7 @@ async fn a_quiet_store_notices_that_its_files_are_gone() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("nobody noticed it");
+    panic!("not detected");
 }
 
 #[tokio::test]

@@ -83,18 +83,18 @@ pub(super) fn envelopes(batches: &[Arc<Batch>]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The command that waits until a replica has all earlier writes of the same connection.
-pub(super) fn wait_for_replica(patience: Duration) -> Cmd {
+pub(super) fn wait_for_replica(timeout: Duration) -> Cmd {
     let mut wait = cmd("WAIT");
-    wait.arg(1).arg(patience.as_millis().to_string());
+    wait.arg(1).arg(timeout.as_millis().to_string());
     wait
 }
 
 /// Checks the reply to WAIT: at least one replica must have the writes.
-pub(super) fn require_replica(replicas: &Value, patience: Duration) -> Result<(), CommandError> {
+pub(super) fn require_replica(replicas: &Value, timeout: Duration) -> Result<(), CommandError> {
     if matches!(replicas, Value::Int(1..)) {
         return Ok(());
     }
-    Err(CommandError::NoAnswer(Cause::new(format!("no replica had it within {patience:?}"))))
+    Err(CommandError::NoAnswer(Cause::new(format!("no replica had it within {timeout:?}"))))
 }
 
 /// The epoch in the head's format.

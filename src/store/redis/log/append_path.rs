@@ -39,8 +39,8 @@ impl AppendPath {
     /// The append path over a connection from `AppendPath::connection`.
     pub(super) fn new(connection: RedisConnection, keys: &LogKeys, settings: &Settings) -> Self {
         // Well below the response timeout, because the reply comes after the wait.
-        let patience = settings.timeouts.response / 2;
-        let replicated_max = (settings.durability == Durability::Replicated).then_some(patience);
+        let timeout = settings.timeouts.response / 2;
+        let replicated_max = (settings.durability == Durability::Replicated).then_some(timeout);
         match settings.address.topology {
             Topology::Single | Topology::Sentinel { .. } => {
                 Self::Transaction(TransactionAppender::new(connection, keys.clone(), replicated_max))

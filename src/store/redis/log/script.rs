@@ -44,7 +44,7 @@ impl ScriptAppender {
         let arguments: Vec<&[u8]> = arguments.iter().map(Cow::as_ref).collect();
         let (word, last): (String, String) = match self.replicated_max {
             None => self.call(&self.script, &arguments).await?,
-            Some(patience) => self.append_replicated(&arguments, patience).await?,
+            Some(timeout) => self.append_replicated(&arguments, timeout).await?,
         };
         Ok(match word.as_str() {
             "done" => AppendReply::Done,
@@ -73,10 +73,10 @@ impl ScriptAppender {
     async fn append_replicated(
         &self,
         arguments: &[&[u8]],
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<(String, String), CommandError> {
         let keys = self.keys.both();
-        let with = |append| pipe().add_command(append).add_command(wait_for_replica(patience)).clone();
+        let with = |append| pipe().add_command(append).add_command(wait_for_replica(timeout)).clone();
         let by_name = with(self.script.by_name(&keys, arguments));
         let answers = match self.connection.run_all(keys[0], &by_name).await {
             Err(error) if error.code() == Some("NOSCRIPT") => {
@@ -88,7 +88,7 @@ impl ScriptAppender {
         let [verdict, replicas] = &answers[..] else { return Err(strange()) };
         let verdict: (String, String) = redis::from_redis_value_ref(verdict).map_err(|_| strange())?;
         if verdict.0 == "done" {
-            require_replica(replicas, patience)?;
+            require_replica(replicas, timeout)?;
         }
         Ok(verdict)
     }

@@ -166,7 +166,7 @@ impl TransactionAppender {
     }
 
     async fn turn(&self) -> SemaphorePermit<'_> {
-        self.turn.acquire().await.expect("nobody closes it")
+        self.turn.acquire().await.expect("the semaphore is never closed")
     }
 
     /// Replaces the watched state and returns the former one.
@@ -206,8 +206,8 @@ impl TransactionAppender {
             }
         };
         self.watch(readback, &mut commands);
-        if let Some(patience) = self.replicated_max {
-            commands.add_command(wait_for_replica(patience));
+        if let Some(timeout) = self.replicated_max {
+            commands.add_command(wait_for_replica(timeout));
         }
         let Some(mut answers) = self.connection.run_pinned(now.connection_id, &commands, unanswered).await? else {
             return Ok(false);
@@ -224,8 +224,8 @@ impl TransactionAppender {
             return Err(refused_in_part());
         }
         self.replace(Some(WatchedHead { connection_id: now.connection_id, head: found }));
-        if let (true, Some(patience), Some(replicas)) = (is_done, self.replicated_max, replicas.into_iter().next()) {
-            require_replica(&replicas?, patience)?;
+        if let (true, Some(timeout), Some(replicas)) = (is_done, self.replicated_max, replicas.into_iter().next()) {
+            require_replica(&replicas?, timeout)?;
         }
         Ok(is_done)
     }
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_somebody_else_wrote_to_gets_nothing() {
+    fn nothing_is_appended_to_a_log_that_another_writer_changed() {
         for id in ["1700000000000-0", "21-0"].map(str::to_owned) {
             let found = HeadSnapshot { last_generated_id: Some(id.clone()), ..snapshot() };
             assert_eq!(found.next_action(&PLACE, &IDENTITY), AppendAction::Answer(AppendReply::ForeignEntry(id)));
