@@ -32,11 +32,29 @@ pub enum SecretError {
     InvalidFile(PathBuf),
 }
 
-/// The present value of the secret, without surrounding white space.
+/// The present value of the secret, without surrounding white space: one line.
 pub async fn read(reference: &SecretRef) -> Result<Secret, SecretError> {
+    let secret = read_lines(reference).await?;
+    match Secret::has_control_characters(secret.expose()) {
+        true => Err(SecretError::not_one_line(reference)),
+        false => Ok(secret),
+    }
+}
+
+/// The present value of a secret that may have several lines, such as a key in PEM, without surrounding white space.
+pub async fn read_lines(reference: &SecretRef) -> Result<Secret, SecretError> {
     match reference {
         SecretRef::Env(name) => variable(name),
         SecretRef::File(path) => file(path).await,
+    }
+}
+
+impl SecretError {
+    fn not_one_line(reference: &SecretRef) -> Self {
+        match reference {
+            SecretRef::Env(name) => Self::InvalidVariable(name.clone()),
+            SecretRef::File(path) => Self::InvalidFile(path.clone()),
+        }
     }
 }
 
@@ -51,7 +69,6 @@ fn variable(name: &str) -> Result<Secret, SecretError> {
     })?;
     match Secret::trimmed(&text) {
         "" => Err(SecretError::EmptyVariable(name.to_owned())),
-        text if Secret::has_control_characters(text) => Err(SecretError::InvalidVariable(name.to_owned())),
         text => Ok(Secret::new(text)),
     }
 }
@@ -60,7 +77,6 @@ async fn file(path: &PathBuf) -> Result<Secret, SecretError> {
     let text = read_text(path).await.map_err(|cause| SecretError::Unreadable { path: path.clone(), cause })?;
     match Secret::trimmed(&text) {
         "" => Err(SecretError::EmptyFile(path.clone())),
-        text if Secret::has_control_characters(text) => Err(SecretError::InvalidFile(path.clone())),
         text => Ok(Secret::new(text)),
     }
 }

@@ -3,6 +3,7 @@
 //! It rejects foreign origins, unknown parameters and invalid cursors.
 
 mod accept;
+pub mod access;
 mod buffer_pool;
 mod error;
 mod outgoing;

@@ -46,7 +46,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "coordination",
         ],
     ),
-    ("downstream", &["model", "clock", "random", "tasks", "telemetry", "store", "event_log", "listener"]),
+    (
+        "downstream",
+        &[
+            "model",
+            "protocol",
+            "clock",
+            "random",
+            "tasks",
+            "telemetry",
+            "secrets",
+            "network",
+            "store",
+            "event_log",
+            "listener",
+        ],
+    ),
     (
         "admin",
         &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "coordination", "upstream"],

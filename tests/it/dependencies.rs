@@ -84,6 +84,22 @@ fn every_dependency_has_a_permitted_licence_and_source() {
     }
 }
 
+/// One implementation of cryptography: aws-lc-rs. `Cargo.lock` also lists optional packages that are not built, so the
+/// tree of the build counts.
+#[test]
+fn no_second_implementation_of_cryptography_is_built() {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["tree", "--workspace", "--locked", "--offline", "--prefix", "none", "--target", PLATFORM]);
+    let output = cargo.current_dir(MANIFEST_DIR).output().unwrap();
+    assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8(output.stdout).unwrap();
+    let is_built = |name: &str| tree.lines().any(|line| line.split(' ').next() == Some(name));
+    assert!(is_built("aws-lc-rs") && is_built("jsonwebtoken"), "the tree is read");
+    for name in ["ring", "rsa", "openssl", "ed25519-dalek", "p256"] {
+        assert!(!is_built(name), "{name} is built");
+    }
+}
+
 #[test]
 fn licence_expressions_follow_spdx() {
     let allowed = ["MIT", "Apache-2.0", "ISC", "Apache-2.0 WITH LLVM-exception"].map(str::to_owned).into();

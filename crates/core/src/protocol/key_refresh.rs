@@ -44,8 +44,9 @@ pub enum Output {
 }
 
 /// The schedule of fetches. At most one is in flight.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct KeyRefresh {
+    interval_min: Duration,
     schedule: FetchSchedule,
     /// When the last fetch started.
     last_started: Option<Instant>,
@@ -54,15 +55,20 @@ pub struct KeyRefresh {
     output: Option<Output>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum FetchSchedule {
-    #[default]
     Unstarted,
     InFlight,
     At(Instant),
 }
 
 impl KeyRefresh {
+    /// A machine that waits for [`Input::Start`]. `interval_min` is the minimum time between fetches for unknown keys;
+    /// usually [`FETCH_INTERVAL_MIN`].
+    pub fn new(interval_min: Duration) -> Self {
+        Self { interval_min, schedule: FetchSchedule::Unstarted, last_started: None, failures: 0, output: None }
+    }
+
     pub fn handle(&mut self, input: Input, now: Instant) {
         match input {
             Input::Start => self.start(now),
@@ -98,7 +104,7 @@ impl KeyRefresh {
     /// Advances the next fetch to the earliest permitted moment.
     fn on_unknown_key(&mut self, now: Instant) {
         let FetchSchedule::At(at) = self.schedule else { return };
-        let earliest = self.last_started.map_or(now, |started| started + FETCH_INTERVAL_MIN);
+        let earliest = self.last_started.map_or(now, |started| started + self.interval_min);
         self.schedule = FetchSchedule::At(at.min(earliest));
         self.handle_timeout(now);
     }
@@ -126,7 +132,7 @@ mod tests {
 
     /// A machine that has fetched at `now`.
     fn fetched(now: Instant, max_age: Option<Duration>, unit: f64) -> KeyRefresh {
-        let mut machine = KeyRefresh::default();
+        let mut machine = KeyRefresh::new(FETCH_INTERVAL_MIN);
         machine.handle(Input::Start, now);
         assert_eq!(machine.poll_output(), Some(Output::Fetch));
         machine.handle(Input::Fetched { max_age, unit }, now);
