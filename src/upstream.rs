@@ -3,11 +3,16 @@
 mod appender;
 mod claim_failures;
 mod driver;
+mod in_flight;
 mod log_access;
+mod operator_command;
+mod published_health;
 mod reporter;
 mod rest_client;
 mod session_sockets;
+mod stream_stats;
 mod stream_task;
+mod token_generations;
 pub mod transport;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -17,7 +22,9 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
+pub use self::operator_command::OperatorCommand;
 use self::{
+    operator_command::PendingOperatorCommand,
     reporter::StreamReporter,
     rest_client::RestClient,
     stream_task::StreamTask,
@@ -31,10 +38,7 @@ use crate::{
     event_log::{EventLog, EventLogs, LogWriter},
     model::{AccountName, Mark, ReplicaId, Secret, StreamName},
     network::NetworkPolicy,
-    protocol::{
-        self,
-        stream::{Input, StreamState},
-    },
+    protocol::{self, stream::StreamState},
     store::AppendError,
     tasks::Tasks,
     telemetry::chain,
@@ -100,21 +104,6 @@ pub enum OperatorCommandError {
     /// The task of the stream did not take the command in time. The command is withdrawn.
     #[error("the stream is busy")]
     Busy,
-}
-
-/// A command for a stream task, with the channel for its result.
-#[derive(Debug)]
-struct PendingOperatorCommand {
-    command: OperatorCommand,
-    answer: oneshot::Sender<Result<(), &'static str>>,
-}
-
-/// An operator's command for a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OperatorCommand {
-    Rotate,
-    Pause,
-    Resume,
 }
 
 /// The configuration of one stream.
@@ -344,16 +333,6 @@ impl StreamEntry {
             last_error,
             last_error_at: at.map(|at| at.to_string()),
             proxy: self.proxy.clone(),
-        }
-    }
-}
-
-impl From<OperatorCommand> for Input {
-    fn from(command: OperatorCommand) -> Self {
-        match command {
-            OperatorCommand::Rotate => Self::Rotate,
-            OperatorCommand::Pause => Self::Pause,
-            OperatorCommand::Resume => Self::Resume,
         }
     }
 }

@@ -1,30 +1,28 @@
 //! Drives the machine of one stream: passes it inputs and executes its outputs.
 
-use std::{collections::BTreeMap, future::Future, mem, pin::Pin, sync::Arc, time::Instant};
+use std::{mem, sync::Arc, time::Instant};
 
-use futures_util::{
-    StreamExt,
-    future::{AbortHandle, abortable},
-    stream::FuturesUnordered,
-};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    PendingOperatorCommand,
-    log_access::{LogAccess, LogClaimResult},
+    in_flight::{InFlight, StreamWorkResult},
+    log_access::{AppendRejection, LogAccess, LogClaimResult, RoleStep},
+    operator_command::PendingOperatorCommand,
+    published_health::PublishedHealth,
     reporter::StreamReporter,
     rest_client::RestClient,
     session_sockets::SessionSockets,
+    token_generations::TokenGenerations,
     transport::{Dialler, SocketEvent, UpstreamConnection},
 };
 use crate::{
     auth::{Token, Tokens},
     clock,
-    connector::{Failure, RestResponse},
+    connector::Failure,
     coordination::LeaseHandle,
     event_log::EventLog,
-    model::{Checkpoint, Event, Mark, Secret, Sequence},
+    model::{Checkpoint, Event, Sequence},
     protocol::{
         Moment,
         session::SessionId,
@@ -37,9 +35,6 @@ use crate::{
 const FRAMES_PER_WAKEUP_MAX: usize = 64;
 /// Available frames read before a timeout is handled. Further frames are read after it.
 const FRAMES_BEFORE_TIMEOUT_MAX: usize = 4_096;
-/// Tokens kept: sessions may still connect with the one before the newest.
-const TOKENS_MAX: usize = 3;
-
 /// The work on one stream while this replica is its owner or standby.
 pub(super) struct StreamDriver<'a> {
     pub(super) machine: Stream,
@@ -52,19 +47,11 @@ pub(super) struct StreamDriver<'a> {
     pub(super) dialler: Dialler,
     pub(super) rest: RestClient,
     pub(super) sockets: SessionSockets,
-    pub(super) work: FuturesUnordered<StreamWork>,
-    /// The call or dial in flight of each session. Aborting it closes its connection.
-    pub(super) attempts: BTreeMap<SessionId, AbortHandle>,
-    pub(super) secrets: BTreeMap<u64, Secret>,
+    pub(super) work: InFlight,
+    pub(super) secrets: TokenGenerations,
     /// Receive time of the oldest event that is not durable yet.
     pub(super) oldest_received_at: Option<Instant>,
-    /// The log error last published to the other replicas.
-    pub(super) published_failure: Option<String>,
-    /// Whether this replica last published a live session.
-    pub(super) published_live: bool,
-    /// Whether this replica last published a degraded session. Initially true, so that a value of an earlier session is
-    /// replaced.
-    pub(super) published_degraded: bool,
+    pub(super) health: PublishedHealth,
     /// An append was queued and must be polled before the next read.
     pub(super) append_started: bool,
 }
@@ -76,21 +63,6 @@ pub(super) enum StreamRunEnd {
     Stopped,
     /// The role of this replica has changed.
     Released,
-}
-
-/// An operation in flight.
-pub(super) type StreamWork = Pin<Box<dyn Future<Output = StreamWorkResult> + Send>>;
-
-/// The result of an operation.
-pub(super) enum StreamWorkResult {
-    Connected(SessionId, Box<Result<UpstreamConnection, Failure>>),
-    Answered(CallId, Result<RestResponse, String>),
-    Appended(Result<Mark, AppendError>),
-    /// The result of a claim of the log.
-    Claimed(Box<LogClaimResult>),
-    /// The last number of a log that another replica writes.
-    Position(Option<Sequence>),
-    Finished,
 }
 
 /// Why the loop woke up.
@@ -144,7 +116,8 @@ impl StreamDriver<'_> {
             match wakeup {
                 StreamWakeup::Stop => {
                     stopping = true;
-                    self.stop();
+                    let input = self.log_access.stop();
+                    self.machine.handle(input, now());
                 }
                 StreamWakeup::Role => self.apply_role(),
                 StreamWakeup::Command(command) => self.run_command(command),
@@ -189,17 +162,10 @@ impl StreamDriver<'_> {
     }
 
     fn load_token(&mut self, tokens: &mut watch::Receiver<Option<Token>>) {
-        let Some(Token { generation, secret }) = tokens.borrow_and_update().clone() else { return };
-        self.secrets.insert(generation, secret);
-        while self.secrets.len() > TOKENS_MAX {
-            self.secrets.pop_first();
-        }
+        let Some(token) = tokens.borrow_and_update().clone() else { return };
+        let generation = token.generation;
+        self.secrets.add(token);
         self.machine.handle(Input::Token(generation), now());
-    }
-
-    /// The token of a generation; the newest if that one is no longer kept.
-    fn secret(&self, generation: u64) -> Option<Secret> {
-        self.secrets.get(&generation).or_else(|| self.secrets.values().next_back()).cloned()
     }
 
     /// Reads available frames, up to a limit, so that one append covers them.
@@ -230,19 +196,19 @@ impl StreamDriver<'_> {
     async fn on_work_done(&mut self, result: StreamWorkResult) -> anyhow::Result<()> {
         match result {
             StreamWorkResult::Connected(session, dialled) => {
-                if self.attempts.remove(&session).is_some() {
+                if self.work.finish_attempt(session) {
                     self.on_connected(session, *dialled);
                 }
             }
             StreamWorkResult::Answered(call, answer) => {
                 if let CallId::Session(session) = call {
-                    self.attempts.remove(&session);
+                    self.work.finish_attempt(session);
                 }
                 self.machine.handle(Input::Response { call, response: answer }, now());
             }
             StreamWorkResult::Appended(Ok(mark)) => self.machine.handle(Input::Appended(mark), now()),
             StreamWorkResult::Appended(Err(error)) => self.on_append_error(error).await?,
-            StreamWorkResult::Claimed(claimed) => self.claimed(*claimed).await?,
+            StreamWorkResult::Claimed(claimed) => self.on_claimed(*claimed).await?,
             StreamWorkResult::Position(position) => self.on_log_position(position),
             StreamWorkResult::Finished => (),
         }
@@ -266,7 +232,7 @@ impl StreamDriver<'_> {
                 Output::Call { call, generation, request } => self.call(call, generation, request),
                 Output::Dial { session, generation, dial } => self.dial(session, generation, dial),
                 Output::Send { session, generation, message } => {
-                    let secret = self.secret(generation);
+                    let secret = self.secrets.get(generation);
                     if let (Some(socket), Some(secret)) = (self.sockets.get(session), secret) {
                         socket.send_text(message.text(secret.expose())).await;
                     }
@@ -290,7 +256,8 @@ impl StreamDriver<'_> {
                 Output::Drained => return true,
             }
         }
-        self.publish_health().await;
+        let log_error = self.reporter.log_error();
+        self.health.publish(&self.machine, log_error, &mut self.log_access, self.lease).await;
         self.reporter.update(&self.machine);
         self.reporter.set_owner(self.log_access.is_owner());
         if self.machine.buffered() == 0 {
@@ -301,7 +268,7 @@ impl StreamDriver<'_> {
     }
 
     fn call(&mut self, call: CallId, generation: u64, request: crate::connector::RestRequest) {
-        let (rest, secret) = (self.rest.clone(), self.secret(generation));
+        let (rest, secret) = (self.rest.clone(), self.secrets.get(generation));
         let calling = async move {
             let answer = match secret {
                 Some(secret) => rest.call(request, secret).await,
@@ -310,22 +277,15 @@ impl StreamDriver<'_> {
             StreamWorkResult::Answered(call, answer)
         };
         match call {
-            CallId::Session(session) => self.start_attempt(session, calling),
+            CallId::Session(session) => self.work.start_attempt(session, calling),
             // Not aborted; bounded by the timeout of a REST call.
-            CallId::Snapshot(_) => self.work.push(Box::pin(calling)),
+            CallId::Snapshot(_) => self.work.start(calling),
         }
     }
 
-    /// Starts an operation of a session. It is aborted when the socket of the session is dropped.
-    fn start_attempt(&mut self, session: SessionId, work: impl Future<Output = StreamWorkResult> + Send + 'static) {
-        let (work, handle) = abortable(work);
-        self.attempts.insert(session, handle);
-        self.work.push(Box::pin(async move { work.await.unwrap_or(StreamWorkResult::Finished) }));
-    }
-
     fn dial(&mut self, session: SessionId, generation: u64, dial: crate::protocol::session::Dial) {
-        let (dialler, secret) = (self.dialler.clone(), self.secret(generation));
-        self.start_attempt(session, async move {
+        let (dialler, secret) = (self.dialler.clone(), self.secrets.get(generation));
+        self.work.start_attempt(session, async move {
             let dialled = match secret {
                 Some(secret) => dialler.open(dial, secret).await,
                 None => Err(Failure::Unreachable("no token yet".to_owned())),
@@ -335,14 +295,12 @@ impl StreamDriver<'_> {
     }
 
     fn forget(&mut self, session: SessionId) {
-        if let Some(attempt) = self.attempts.remove(&session) {
-            attempt.abort();
-        }
+        self.work.abort(session);
         if let Some((socket, failure)) = self.sockets.remove(session) {
-            self.work.push(Box::pin(async move {
+            self.work.start(async move {
                 socket.finish(failure).await;
                 StreamWorkResult::Finished
-            }));
+            });
         }
     }
 
@@ -354,34 +312,77 @@ impl StreamDriver<'_> {
             self.oldest_received_at = Some(clock::now());
         }
         self.append_started = true;
-        self.work.push(Box::pin(async move {
+        self.work.start(async move {
             let bytes = events.iter().map(|event| event.body.len()).sum();
             let appended = appender.append(&events, checkpoint, &reporter).await;
             if appended.is_ok() && !events.is_empty() {
                 reporter.appended(events.len(), bytes, oldest.map(|at| clock::now().saturating_duration_since(at)));
             }
             StreamWorkResult::Appended(appended)
-        }));
+        });
     }
 
-    /// Publishes changes of health to the other replicas: live, degraded, log error.
-    async fn publish_health(&mut self) {
-        let failed = self.reporter.log_error();
-        let live = self.machine.is_ready() && failed.is_none();
-        if self.published_failure != failed {
-            self.published_failure.clone_from(&failed);
-            self.lease.report_failed(failed).await;
-        }
-        if mem::replace(&mut self.published_live, live) != live {
-            if live {
-                self.record_live_offset();
+    /// Applies the current role of this replica.
+    pub(super) fn apply_role(&mut self) {
+        match self.log_access.apply_role(self.lease.role()) {
+            Some(RoleStep::Claim(claim)) => {
+                let kept = self.machine.compares_with_log().then(|| self.machine.standby_len());
+                self.work.start(async move { StreamWorkResult::Claimed(Box::new(claim.run(kept).await)) });
             }
-            self.lease.report_live(live).await;
+            Some(RoleStep::Handle(input)) => self.machine.handle(input, now()),
+            None => (),
         }
-        let degraded = self.machine.is_degraded();
-        if mem::replace(&mut self.published_degraded, degraded) != degraded {
-            self.lease.report_degraded(degraded).await;
+    }
+
+    async fn on_claimed(&mut self, claimed: LogClaimResult) -> anyhow::Result<()> {
+        match claimed {
+            Ok(claimed) => {
+                let inputs = self.log_access.become_owner(claimed, self.lease.append_permit());
+                inputs.into_iter().flatten().flatten().for_each(|input| self.machine.handle(input, now()));
+                Ok(())
+            }
+            Err(_) if !self.log_access.is_claiming() => Ok(()),
+            Err(error) => self.on_append_error(error).await,
         }
+    }
+
+    /// Handles a failed append or claim. An error ends the process.
+    async fn on_append_error(&mut self, error: AppendError) -> anyhow::Result<()> {
+        match self.log_access.on_append_error(error, &self.reporter)? {
+            AppendRejection::Ignored => (),
+            AppendRejection::Released { fenced } => {
+                self.machine.handle(Input::Release, now());
+                if let Some(fence) = fenced {
+                    self.lease.report_fenced(fence).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Handles a drained machine. True if the driver ends; false if only the ownership was closed.
+    async fn on_drained(&mut self) -> bool {
+        let closes = self.log_access.close();
+        if closes {
+            self.lease.report_closed().await;
+        }
+        !closes
+    }
+
+    /// Takes the position of the followed log, from which the next session resumes.
+    fn on_log_position(&mut self, position: Option<Sequence>) {
+        if self.log_access.is_standby() {
+            if let Some(position) = position {
+                self.machine.handle(Input::Follow(position), now());
+            }
+            self.schedule_position_read();
+        }
+    }
+
+    /// Schedules the next read of the log position.
+    pub(super) fn schedule_position_read(&mut self) {
+        let reading = self.log_access.read_position(self.machine.feed());
+        self.work.start(async move { StreamWorkResult::Position(reading.await) });
     }
 }
 

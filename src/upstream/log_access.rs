@@ -4,10 +4,10 @@ use std::{future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
     appender::{Appender, STORE_RETRY_DELAY},
-    driver::{StreamDriver, StreamWorkResult, now},
+    reporter::StreamReporter,
 };
 use crate::{
-    coordination::{Ownership, OwnershipPhase, ReplicaRole},
+    coordination::{AppendPermit, Ownership, OwnershipPhase, ReplicaRole},
     event_log::{EventLog, LogWriter},
     model::{Event, FeedId, Fence, Offset, Sequence},
     protocol::stream::{Input, LogHead},
@@ -33,8 +33,14 @@ const NEWEST_MAX: usize = 10_000;
 /// Makes the owner's appends visible to readers of this process.
 pub(super) type FollowFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// The access of a stream to its log. Its verbs return what the stream machine must know.
+pub(super) struct LogAccess {
+    log: EventLog,
+    role: LogRole,
+}
+
 /// Whether this replica may append.
-pub(super) enum LogAccess {
+enum LogRole {
     /// Another replica appends; this one follows.
     Standby {
         following: FollowFuture,
@@ -49,43 +55,211 @@ pub(super) enum LogAccess {
     None,
 }
 
+/// What follows a change of role.
+pub(super) enum RoleStep {
+    Claim(LogClaim),
+    Handle(Input),
+}
+
+/// A claim of the log by a standby.
+pub(super) struct LogClaim {
+    log: EventLog,
+    fence: Option<Fence>,
+    since: Option<Offset>,
+}
+
+/// What follows a rejected append or claim.
+pub(super) enum AppendRejection {
+    /// Another replica has the lease since before the append. It receives the same events.
+    Ignored,
+    /// This replica has no access any more. The fence is older than that of another owner.
+    Released { fenced: Option<Fence> },
+}
+
 /// The result of a claim: the writer and the newest entries of the log.
 pub(super) type LogClaimResult = Result<(LogWriter, Vec<Event>), AppendError>;
 
 impl LogAccess {
     pub(super) fn standby(log: &EventLog) -> Self {
-        Self::Standby { following: follow_log(log), since: None }
+        Self { log: log.clone(), role: LogRole::Standby { following: follow_log(log), since: None } }
+    }
+
+    /// The access of an owner that has claimed its log.
+    pub(super) fn owner(log: &EventLog, writer: LogWriter, ownership: Ownership, permit: AppendPermit) -> Self {
+        Self { log: log.clone(), role: LogRole::owner(writer, ownership, permit) }
     }
 
     pub(super) fn is_claiming(&self) -> bool {
-        matches!(self, Self::Claiming { .. })
+        matches!(self.role, LogRole::Claiming { .. })
     }
 
     pub(super) fn is_owner(&self) -> bool {
-        matches!(self, Self::Owner { .. })
+        matches!(self.role, LogRole::Owner { .. })
+    }
+
+    pub(super) fn is_standby(&self) -> bool {
+        matches!(self.role, LogRole::Standby { .. })
     }
 
     /// The appender, if this replica owns the log.
     pub(super) fn appender(&self) -> Option<Appender> {
-        match self {
-            Self::Owner { appender, .. } => Some(appender.clone()),
-            Self::Standby { .. } | Self::Claiming { .. } | Self::None => None,
+        match &self.role {
+            LogRole::Owner { appender, .. } => Some(appender.clone()),
+            LogRole::Standby { .. } | LogRole::Claiming { .. } | LogRole::None => None,
         }
     }
 
     fn ownership(&self) -> Option<Ownership> {
-        match self {
-            Self::Owner { ownership, .. } | Self::Claiming { ownership } => Some(*ownership),
-            Self::Standby { .. } | Self::None => None,
+        match &self.role {
+            LogRole::Owner { ownership, .. } | LogRole::Claiming { ownership } => Some(*ownership),
+            LogRole::Standby { .. } | LogRole::None => None,
         }
     }
 
     /// Follows the log as standby. Never completes.
     pub(super) async fn follow(&mut self) {
-        match self {
-            Self::Standby { following, .. } => following.await,
-            Self::Claiming { .. } | Self::Owner { .. } | Self::None => std::future::pending().await,
+        match &mut self.role {
+            LogRole::Standby { following, .. } => following.await,
+            LogRole::Claiming { .. } | LogRole::Owner { .. } | LogRole::None => std::future::pending().await,
         }
+    }
+
+    /// Applies the current role of this replica.
+    pub(super) fn apply_role(&mut self, role: ReplicaRole) -> Option<RoleStep> {
+        match (self.ownership(), role) {
+            (None, ReplicaRole::Standby) => None,
+            (None, ReplicaRole::Owner(ownership)) => self.claim(ownership).map(RoleStep::Claim),
+            (Some(before), ReplicaRole::Owner(ownership)) if before.fence == ownership.fence => {
+                self.apply_phase(ownership).map(RoleStep::Handle)
+            }
+            (_, ReplicaRole::Idle) | (Some(_), ReplicaRole::Standby | ReplicaRole::Owner(_)) => {
+                Some(RoleStep::Handle(self.release()))
+            }
+        }
+    }
+
+    /// Handles the stop signal. An owner drains; any other role is released.
+    pub(super) fn stop(&mut self) -> Input {
+        if self.is_owner() { Input::Drain } else { self.release() }
+    }
+
+    fn release(&mut self) -> Input {
+        self.role = LogRole::None;
+        Input::Release
+    }
+
+    fn claim(&mut self, ownership: Ownership) -> Option<LogClaim> {
+        let LogRole::Standby { since, .. } = self.role else { return None };
+        self.role = LogRole::Claiming { ownership };
+        Some(LogClaim { log: self.log.clone(), fence: ownership.fence, since })
+    }
+
+    /// Becomes the owner with the writer of a claim. None if the role has changed since.
+    pub(super) fn become_owner(
+        &mut self,
+        (writer, stored): (LogWriter, Vec<Event>),
+        permit: AppendPermit,
+    ) -> Option<[Option<Input>; 2]> {
+        let LogRole::Claiming { ownership } = self.role else { return None };
+        let head = stream_opening(&writer);
+        self.role = LogRole::owner(writer, ownership, permit);
+        let become_owner = Input::BecomeOwner { head, stored, covered: ownership.handed_over };
+        Some([Some(become_owner), self.apply_phase(ownership)])
+    }
+
+    /// Applies a new phase of the ownership.
+    fn apply_phase(&mut self, next: Ownership) -> Option<Input> {
+        let before = match &mut self.role {
+            LogRole::Owner { ownership, .. } => mem::replace(&mut ownership.phase, next.phase),
+            LogRole::Claiming { ownership } => {
+                *ownership = next;
+                return None;
+            }
+            LogRole::Standby { .. } | LogRole::None => return None,
+        };
+        match next.phase {
+            OwnershipPhase::Flushing(_) if before != next.phase => Some(Input::Flush),
+            OwnershipPhase::Closing if before != next.phase => Some(Input::Drain),
+            OwnershipPhase::Active | OwnershipPhase::Flushing(_) | OwnershipPhase::Closing => None,
+        }
+    }
+
+    /// Handles a failed append or claim.
+    ///
+    /// # Errors
+    /// The error ends the process.
+    pub(super) fn on_append_error(
+        &mut self,
+        error: AppendError,
+        reporter: &StreamReporter,
+    ) -> Result<AppendRejection, AppendError> {
+        let Some(ownership) = self.ownership() else {
+            tracing::info!(error = chain(&error), "append failed after the lease was lost");
+            return Ok(AppendRejection::Ignored);
+        };
+        let fenced = match (error, ownership.fence) {
+            (AppendError::Fenced, Some(fence)) => Some(fence),
+            (AppendError::Diverged(cause), Some(_)) => {
+                let why = chain(&cause);
+                tracing::warn!(why, "the log changed outside this replica; claiming it again");
+                reporter.log_moved(&why);
+                None
+            }
+            (AppendError::UnusableLog(cause), _) => {
+                reporter.append_refused(&chain(&cause));
+                None
+            }
+            (error, _) => return Err(error),
+        };
+        self.role = LogRole::None;
+        Ok(AppendRejection::Released { fenced })
+    }
+
+    /// Ends the access of an owner that closes. False if the owner does not close.
+    pub(super) fn close(&mut self) -> bool {
+        let is_closing = self.ownership().is_some_and(|ownership| ownership.phase == OwnershipPhase::Closing);
+        let closes = self.is_owner() && is_closing;
+        if closes {
+            self.role = LogRole::None;
+        }
+        closes
+    }
+
+    /// Reads the position of the followed log after an interval.
+    pub(super) fn read_position(&self, feed: FeedId) -> impl Future<Output = Option<Sequence>> + Send + 'static {
+        let log = self.log.clone();
+        async move {
+            tokio::time::sleep(POSITION_READ_INTERVAL).await;
+            read_log_position(&log, feed).await
+        }
+    }
+
+    /// Records the end of the log when the standby session becomes live. It does not repeat earlier entries.
+    pub(super) fn record_live_offset(&mut self) {
+        let end = self.log.end().last;
+        if let LogRole::Standby { since, .. } = &mut self.role {
+            *since = Some(end);
+        }
+    }
+}
+
+impl LogRole {
+    fn owner(writer: LogWriter, ownership: Ownership, permit: AppendPermit) -> Self {
+        let appender = Appender { writer: Arc::new(writer), fence: ownership.fence, permit };
+        Self::Owner { appender, ownership: Ownership { phase: OwnershipPhase::Active, ..ownership } }
+    }
+}
+
+impl LogClaim {
+    /// Claims the log and reads the entries that may repeat the standby buffer of this length; none if the machine does
+    /// not compare them.
+    pub(super) async fn run(self, kept: Option<usize>) -> LogClaimResult {
+        let writer = claim(&self.log, self.fence).await?;
+        let stored = match kept {
+            Some(kept) => read_newest(&self.log, self.since, kept).await?,
+            None => Vec::new(),
+        };
+        Ok((writer, stored))
     }
 }
 
@@ -126,151 +300,6 @@ pub(super) async fn read_log_position(log: &EventLog, feed: FeedId) -> Option<Se
     }
     let newest = log.newest(Offset::START, NUMBERED_SEARCH_MAX).await.ok()?;
     newest.iter().rev().find_map(|event| event.sequence)
-}
-
-impl StreamDriver<'_> {
-    /// Applies the current role of this replica.
-    pub(super) fn apply_role(&mut self) {
-        let role = self.lease.role();
-        match (self.log_access.ownership(), role) {
-            (None, ReplicaRole::Standby) => (),
-            (None, ReplicaRole::Owner(ownership)) => self.claim(ownership),
-            (Some(before), ReplicaRole::Owner(ownership)) if before.fence == ownership.fence => {
-                self.apply_stage(ownership);
-            }
-            (_, ReplicaRole::Idle) | (Some(_), ReplicaRole::Standby | ReplicaRole::Owner(_)) => self.release(),
-        }
-    }
-
-    /// Handles the stop signal. An owner drains; any other role is released.
-    pub(super) fn stop(&mut self) {
-        match self.log_access {
-            LogAccess::Owner { .. } => self.machine.handle(Input::Drain, now()),
-            LogAccess::Standby { .. } | LogAccess::Claiming { .. } | LogAccess::None => self.release(),
-        }
-    }
-
-    pub(super) fn release(&mut self) {
-        self.log_access = LogAccess::None;
-        self.machine.handle(Input::Release, now());
-    }
-
-    fn claim(&mut self, ownership: Ownership) {
-        let LogAccess::Standby { since, .. } = self.log_access else { return };
-        self.log_access = LogAccess::Claiming { ownership };
-        let (log, compares, kept) = (self.log.clone(), self.machine.compares_with_log(), self.machine.standby_len());
-        self.work.push(Box::pin(async move {
-            let claiming = async {
-                let writer = claim(&log, ownership.fence).await?;
-                let stored = if compares { read_newest(&log, since, kept).await? } else { Vec::new() };
-                Ok((writer, stored))
-            };
-            StreamWorkResult::Claimed(Box::new(claiming.await))
-        }));
-    }
-
-    pub(super) async fn claimed(&mut self, claimed: LogClaimResult) -> anyhow::Result<()> {
-        let LogAccess::Claiming { ownership } = self.log_access else { return Ok(()) };
-        match claimed {
-            Ok((writer, stored)) => {
-                let opening = stream_opening(&writer);
-                let appender =
-                    Appender { writer: Arc::new(writer), fence: ownership.fence, permit: self.lease.append_permit() };
-                self.log_access =
-                    LogAccess::Owner { appender, ownership: Ownership { phase: OwnershipPhase::Active, ..ownership } };
-                self.machine
-                    .handle(Input::BecomeOwner { head: opening, stored, covered: ownership.handed_over }, now());
-                self.apply_stage(ownership);
-                Ok(())
-            }
-            Err(error) => self.on_append_error(error).await,
-        }
-    }
-
-    /// Applies a new phase of the ownership.
-    fn apply_stage(&mut self, next: Ownership) {
-        let LogAccess::Owner { ownership, .. } = &mut self.log_access else {
-            if let LogAccess::Claiming { ownership } = &mut self.log_access {
-                *ownership = next;
-            }
-            return;
-        };
-        let before = mem::replace(&mut ownership.phase, next.phase);
-        match next.phase {
-            OwnershipPhase::Flushing(_) if before != next.phase => self.machine.handle(Input::Flush, now()),
-            OwnershipPhase::Closing if before != next.phase => self.machine.handle(Input::Drain, now()),
-            OwnershipPhase::Active | OwnershipPhase::Flushing(_) | OwnershipPhase::Closing => (),
-        }
-    }
-
-    /// Handles a failed append or claim. An error ends the process.
-    pub(super) async fn on_append_error(&mut self, error: AppendError) -> anyhow::Result<()> {
-        let Some(ownership) = self.log_access.ownership() else {
-            // The append was in flight when another replica took the lease. That replica receives the same events.
-            tracing::info!(error = chain(&error), "append failed after the lease was lost");
-            return Ok(());
-        };
-        match (error, ownership.fence) {
-            (AppendError::Fenced, Some(fence)) => {
-                self.release();
-                self.lease.report_fenced(fence).await;
-                Ok(())
-            }
-            (AppendError::Diverged(cause), Some(_)) => {
-                let why = chain(&cause);
-                tracing::warn!(why, "the log changed outside this replica; claiming it again");
-                self.reporter.log_moved(&why);
-                self.release();
-                Ok(())
-            }
-            (AppendError::UnusableLog(cause), _) => {
-                self.reporter.append_refused(&chain(&cause));
-                self.release();
-                Ok(())
-            }
-            (error, _) => Err(error.into()),
-        }
-    }
-
-    /// Handles a drained machine. True if the driver ends; false if only the ownership was closed.
-    pub(super) async fn on_drained(&mut self) -> bool {
-        let closing = matches!(
-            self.log_access,
-            LogAccess::Owner { ownership: Ownership { phase: OwnershipPhase::Closing, .. }, .. }
-        );
-        if closing {
-            self.log_access = LogAccess::None;
-            self.lease.report_closed().await;
-        }
-        !closing
-    }
-
-    /// Takes the position of the followed log, from which the next session resumes.
-    pub(super) fn on_log_position(&mut self, position: Option<Sequence>) {
-        if matches!(self.log_access, LogAccess::Standby { .. }) {
-            if let Some(position) = position {
-                self.machine.handle(Input::Follow(position), now());
-            }
-            self.schedule_position_read();
-        }
-    }
-
-    /// Schedules the next read of the log position.
-    pub(super) fn schedule_position_read(&self) {
-        let (log, feed) = (self.log.clone(), self.machine.feed());
-        self.work.push(Box::pin(async move {
-            tokio::time::sleep(POSITION_READ_INTERVAL).await;
-            StreamWorkResult::Position(read_log_position(&log, feed).await)
-        }));
-    }
-
-    /// Records the end of the log when the standby session becomes live. It does not repeat earlier entries.
-    pub(super) fn record_live_offset(&mut self) {
-        let end = self.log.end().last;
-        if let LogAccess::Standby { since, .. } = &mut self.log_access {
-            *since = Some(end);
-        }
-    }
 }
 
 /// The newest entries that may repeat the standby buffer; if it is empty, all since the session became live.

@@ -1,24 +1,22 @@
 //! The observable side of a stream: counters, state, log lines and metrics.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tracing::{debug, error, info, warn};
 
-use super::claim_failures::ClaimFailures;
+use super::{
+    claim_failures::ClaimFailures,
+    stream_stats::{LogThrottle, REFUSED_SHOWN_MAX, StreamErrorKind, StreamStats},
+};
 use crate::{
     clock,
-    connector::{Connector, Failure, RefusedTopic, TopicState},
-    model::{Position, StreamName, Timestamp},
+    connector::{Connector, Failure, RefusedTopic},
+    model::StreamName,
     protocol::stream::{OverflowPolicy, Settings, Stream, StreamReport, StreamState, TopicCoverage},
     telemetry::metrics,
 };
 
-/// Maximum number of refused topics in logs and status.
-const REFUSED_SHOWN_MAX: usize = 20;
 /// Minimum time between two log lines of the same frequent event.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -31,50 +29,6 @@ pub(super) struct StreamReporter {
     stats: Mutex<StreamStats>,
 }
 
-/// Counters, state and errors of one stream.
-#[derive(Debug, Clone)]
-pub(super) struct StreamStats {
-    pub(super) state: StreamState,
-    pub(super) position: Option<Position>,
-    pub(super) events: u64,
-    pub(super) gaps: u64,
-    pub(super) duplicates: u64,
-    pub(super) rotations: u64,
-    pub(super) reconnects: u64,
-    pub(super) buffered: usize,
-    pub(super) last_received_at: Option<Instant>,
-    pub(super) snapshot_pending: bool,
-    pub(super) topics: TopicCoverage,
-    /// Current errors, each with the time of its detection.
-    errors: BTreeMap<StreamErrorKind, (Timestamp, String)>,
-    store_unavailable: bool,
-    /// Why the log cannot be used.
-    log_error: Option<String>,
-    claim_failures: ClaimFailures,
-    /// The state of the stream machine; shown unless the log is unusable.
-    machine_state: StreamState,
-    log_throttle: LogThrottle,
-}
-
-/// The kind of an error. Each kind is cleared separately.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum StreamErrorKind {
-    Session,
-    Rotation,
-    Store,
-    Log,
-    Topics,
-    Snapshot,
-}
-
-/// Time of the last log line of each frequent event.
-#[derive(Debug, Clone, Copy, Default)]
-struct LogThrottle {
-    undecoded: Option<Instant>,
-    shed: Option<Instant>,
-    lost: Option<Instant>,
-}
-
 impl StreamReporter {
     pub(super) fn new(stream: &StreamName, rules: &Settings) -> Self {
         let metrics = metrics::StreamMetrics::new(stream);
@@ -83,25 +37,7 @@ impl StreamReporter {
             metrics,
             connector: rules.connector.clone(),
             overflow: rules.overflow,
-            stats: Mutex::new(StreamStats {
-                state: StreamState::Starting,
-                position: None,
-                events: 0,
-                gaps: 0,
-                duplicates: 0,
-                rotations: 0,
-                reconnects: 0,
-                buffered: 0,
-                last_received_at: None,
-                snapshot_pending: false,
-                topics: TopicCoverage { subscribed: 0, missing: Vec::new() },
-                errors: BTreeMap::new(),
-                store_unavailable: false,
-                log_error: None,
-                claim_failures: ClaimFailures::default(),
-                machine_state: StreamState::Starting,
-                log_throttle: LogThrottle::default(),
-            }),
+            stats: Mutex::new(StreamStats::starting()),
         }
     }
 
@@ -415,25 +351,6 @@ impl StreamReporter {
             }
             due
         })
-    }
-}
-
-impl StreamStats {
-    /// The topics that are not received, each with its reason.
-    pub(super) fn refused_topic_texts(&self) -> Vec<String> {
-        let shown = self.topics.missing.iter().take(REFUSED_SHOWN_MAX);
-        shown.map(|RefusedTopic { topic, reason, .. }| format!("{topic}: {reason}")).collect()
-    }
-
-    /// The number of subscribed, refused and unserved topics.
-    pub(super) fn topic_counts(&self) -> [usize; 3] {
-        let refused = self.topics.missing.iter().filter(|topic| topic.state == TopicState::Refused).count();
-        [self.topics.subscribed, refused, self.topics.missing.len() - refused]
-    }
-
-    /// The newest current error and its time.
-    pub(super) fn last_error(&self) -> Option<(Timestamp, String)> {
-        self.errors.values().max_by_key(|(at, _)| *at).cloned()
     }
 }
 

@@ -1,20 +1,21 @@
 //! The task of one stream, from start to end of the process. It follows the log while another replica owns the stream,
 //! and starts a driver when this replica becomes standby or owner.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    PendingOperatorCommand,
-    appender::Appender,
     driver::{StreamDriver, StreamRunEnd, now},
+    in_flight::InFlight,
     log_access::{self, CLAIM_RETRY_DELAY, LogAccess},
+    operator_command::PendingOperatorCommand,
+    published_health::PublishedHealth,
     reporter::StreamReporter,
     rest_client::RestClient,
     session_sockets::SessionSockets,
+    token_generations::TokenGenerations,
     transport::Dialler,
 };
 use crate::{
@@ -102,7 +103,7 @@ impl StreamTask {
         }
         let reads_position = !machine.compares_with_log();
         let log_access = LogAccess::standby(&self.log);
-        let driver = self.driver(machine, log_access);
+        let mut driver = self.driver(machine, log_access);
         if reads_position {
             driver.schedule_position_read();
         }
@@ -122,10 +123,7 @@ impl StreamTask {
             (Err(error), _) => return Err(error.into()),
         };
         let machine = Stream::new(self.rules.clone(), log_access::stream_opening(&writer), now());
-        let appender =
-            Appender { writer: Arc::new(writer), fence: ownership.fence, permit: self.lease.append_permit() };
-        let log_access =
-            LogAccess::Owner { appender, ownership: Ownership { phase: OwnershipPhase::Active, ..ownership } };
+        let log_access = LogAccess::owner(&self.log, writer, ownership, self.lease.append_permit());
         let mut driver = self.driver(machine, log_access);
         driver.apply_role();
         driver.run(stop.clone()).await
@@ -177,13 +175,10 @@ impl StreamTask {
             dialler: self.dialler.clone(),
             rest: self.rest.clone(),
             sockets: SessionSockets::new(),
-            work: FuturesUnordered::new(),
-            attempts: BTreeMap::new(),
-            secrets: BTreeMap::new(),
+            work: InFlight::default(),
+            secrets: TokenGenerations::default(),
             oldest_received_at: None,
-            published_failure: self.reporter.log_error(),
-            published_live: false,
-            published_degraded: true,
+            health: PublishedHealth::new(self.reporter.log_error()),
             append_started: false,
         }
     }

@@ -1,30 +1,24 @@
 //! The transports of frames: WebSocket, long poll and poll. The session machine sees the same events of each.
 
 mod polling;
+mod socket_event;
 #[cfg(test)]
 mod tests;
 pub mod websocket;
 
 use std::task::{Context, Poll};
 
+pub use self::socket_event::SocketEvent;
 use self::{
     polling::PollConnection,
     websocket::{SocketDialler, UpstreamSocket},
 };
 use super::rest_client::RestClient;
 use crate::{
-    connector::{Connector, Failure, Frame, PollExchange, Probe, Transport},
+    connector::{Connector, Failure, PollExchange, Probe, Transport},
     model::Secret,
     protocol::session::Dial,
 };
-
-/// An event of a connection.
-#[derive(Debug, PartialEq, Eq)]
-pub enum SocketEvent {
-    /// The beginning of a frame has arrived. Reported once per frame.
-    PartialFrame,
-    Frame(Frame),
-}
 
 /// Opens the connections of one stream.
 #[derive(Debug, Clone)]

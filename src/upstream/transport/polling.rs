@@ -13,7 +13,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::time::Sleep;
 
-use super::SocketEvent;
+use super::socket_event::SocketEvent;
 use crate::{
     clock,
     connector::{Credential, Failure, Frame, PollExchange, PollStep, RestResponse},

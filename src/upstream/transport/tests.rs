@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::*;
 use crate::{
     clock,
-    connector::{Credential, Item, RestRequest, Verdict, genesys_sequenced},
+    connector::{Credential, Frame, Item, RestRequest, Verdict, genesys_sequenced},
     network::{NetworkPolicy, Resolver, Settings, TrustedRoots},
     protocol::session::{Input, Output, Session, SessionId, StartOptions, Timeouts},
     upstream::{driver, rest_client, session_sockets::SessionSockets},

@@ -25,7 +25,7 @@ use tokio_tungstenite::{
 
 use self::tracked_stream::TrackedStream;
 pub use self::upgrade::UpgradeRequest;
-pub use super::SocketEvent;
+pub use super::socket_event::SocketEvent;
 use crate::{
     clock,
     connector::{Credential, Failure, Frame, Probe},

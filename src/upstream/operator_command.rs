@@ -1,0 +1,30 @@
+//! The commands of an operator for a stream.
+
+use tokio::sync::oneshot;
+
+use crate::protocol::stream::Input;
+
+/// A command for a stream task, with the channel for its result.
+#[derive(Debug)]
+pub(super) struct PendingOperatorCommand {
+    pub(super) command: OperatorCommand,
+    pub(super) answer: oneshot::Sender<Result<(), &'static str>>,
+}
+
+/// An operator's command for a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperatorCommand {
+    Rotate,
+    Pause,
+    Resume,
+}
+
+impl From<OperatorCommand> for Input {
+    fn from(command: OperatorCommand) -> Self {
+        match command {
+            OperatorCommand::Rotate => Self::Rotate,
+            OperatorCommand::Pause => Self::Pause,
+            OperatorCommand::Resume => Self::Resume,
+        }
+    }
+}
