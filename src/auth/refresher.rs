@@ -2,6 +2,11 @@
 //!
 //! It executes one output at a time. The stop signal interrupts waits, but no step that has begun.
 
+mod handle;
+mod vault_steps;
+
+pub(super) use self::handle::{RefresherHandle, seconds_until};
+
 use std::{
     future,
     ops::ControlFlow,
@@ -16,6 +21,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    handle::{RefreshError, RefreshRequests, TokenReport, report},
+    vault_steps::{next_hint, renew_lock},
+};
 use super::{
     Grant, Settings, Token,
     sharing::SharedTokens,
@@ -23,10 +32,10 @@ use super::{
 };
 use crate::{
     clock,
-    model::{Secret, Timestamp},
+    model::Secret,
     protocol::refresh::{
-        self, GrantFailure, Input, Output, PendingRefresh, Refresh, TokenOrigin, TokenPhase, VaultToken, WaitReason,
-        lifetime::Claims, usage::TokenUsage,
+        self, GrantFailure, Input, Output, PendingRefresh, Refresh, TokenOrigin, VaultToken, WaitReason,
+        usage::TokenUsage,
     },
     tasks::TaskResult,
     telemetry::{chain, metrics},
@@ -37,60 +46,6 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// The error text of a Retry-After that another replica received.
 const SHARED_PAUSE: &str = "token endpoint sent Retry-After to another replica; all replicas wait";
-
-/// Requests from handles to the refresher. A value, not a queue, so repeated requests have no effect.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct RefreshRequests {
-    /// The newest rejected generation, and whether it had carried a live session.
-    refused: (u64, bool),
-    /// The newest generation that carried a live session after it was rejected.
-    pub(super) cleared: u64,
-    /// Number of requests to offer the current token again to streams for which it was rejected.
-    pub(super) offers: u64,
-    /// Number of refresh requests by operators.
-    pub(super) operator_requests: u64,
-}
-
-impl RefreshRequests {
-    /// Records a rejected generation. True if it was not recorded before.
-    pub(super) fn refuse(&mut self, generation: u64, proven: bool) -> bool {
-        let refused = (generation, proven);
-        let is_new = self.refused < refused || self.cleared >= generation;
-        self.refused = if self.cleared >= generation { refused } else { self.refused.max(refused) };
-        // A later rejection overrides a cleared one.
-        self.cleared = self.cleared.min(generation.saturating_sub(1));
-        is_new
-    }
-}
-
-/// A failed refresh.
-#[derive(Debug, Clone)]
-pub(super) struct RefreshError {
-    pub(super) text: String,
-    pub(super) at: Timestamp,
-}
-
-/// State of the refresher, for handles.
-#[derive(Debug, Clone)]
-pub(super) struct TokenReport {
-    pub(super) phase: TokenPhase,
-    pub(super) generation: u64,
-    pub(super) ends_at: Option<Instant>,
-    pub(super) next_at: Option<Instant>,
-    pub(super) refreshes: u64,
-    pub(super) degraded_until: Option<Instant>,
-    pub(super) waiting: Option<PendingRefresh>,
-    pub(super) last_error: Option<RefreshError>,
-}
-
-/// The channels of a handle.
-#[derive(Debug, Clone)]
-pub(super) struct RefresherHandle {
-    pub(super) requests: watch::Sender<RefreshRequests>,
-    pub(super) tokens: watch::Receiver<Option<Token>>,
-    pub(super) reports: watch::Receiver<TokenReport>,
-    pub(super) usage: Arc<Mutex<TokenUsage>>,
-}
 
 /// The refresher of one account.
 #[derive(Debug)]
@@ -240,50 +195,6 @@ impl Refresher {
         None
     }
 
-    /// Loads a newer refresh token that another replica has received.
-    async fn load_shared_refresh_token(&mut self) {
-        let Some(shared) = &mut self.shared else { return };
-        let Some(id) = self.token_source.refresh_token_id().await else { return };
-        if let Some(rotated) = shared.refresh_token(&id).await {
-            self.token_source.store_shared_token(rotated).await;
-        }
-    }
-
-    /// Shares a rotated refresh token before the access token is used: the next request of any replica needs it.
-    async fn share_refresh_token(&mut self) {
-        let Some(shared) = &mut self.shared else { return };
-        if let Some(rotated) = self.token_source.rotated().await {
-            shared.share_refresh_token(&rotated).await;
-        }
-    }
-
-    async fn read_vault(&mut self) {
-        let seen = self.shared().read().await;
-        if seen.is_some() {
-            // A refresh token received while the vault was unavailable.
-            self.share_refresh_token().await;
-        }
-        self.machine.handle(Input::VaultRead { seen, unit: fastrand::f64() }, clock::now());
-    }
-
-    async fn lock(&mut self, ttl: Duration) {
-        let lock = self.shared().lock(ttl).await;
-        self.machine.handle(Input::Locked { lock, unit: fastrand::f64() }, clock::now());
-    }
-
-    /// Publishes the granted token, else the current one.
-    async fn publish_token(&mut self, found: VaultToken) {
-        let granted = self.granted.as_ref().map(|granted| granted.secret.clone());
-        let secret = granted.or_else(|| self.tokens.borrow().as_ref().map(|token| token.secret.clone()));
-        let secret = secret.expect("a token is there before it is published");
-        let published = self.shared().publish(&secret, found).await;
-        self.machine.handle(Input::Published(published), clock::now());
-    }
-
-    fn shared(&mut self) -> &mut SharedTokens {
-        self.shared.as_mut().expect("only a token that is shared has a vault")
-    }
-
     fn on_grant_result(&mut self, answer: Result<GrantedToken, GrantError>) {
         let unit = fastrand::f64();
         let input = match answer {
@@ -337,21 +248,6 @@ impl Refresher {
             claimed_secs = lifetime.and_then(|lifetime| lifetime.claimed).map(|claimed| claimed.as_secs_f64()),
             next_secs = self.machine.next_at().map(seconds_until),
             "token adopted"
-        );
-        secret
-    }
-
-    fn adopt_found(&mut self, generation: u64) -> Secret {
-        self.metrics.adopted();
-        let secret = self.shared().take_found().expect("a token is found before it is adopted");
-        if let Some(lifetime) = self.machine.lifetime() {
-            self.metrics.set_lifetime(lifetime, Claims::of(secret.expose()).lifetime());
-        }
-        tracing::info!(
-            generation,
-            remaining_secs = self.machine.expires_at().map(seconds_until),
-            next_secs = self.machine.next_at().map(seconds_until),
-            "adopted the token of another replica"
         );
         secret
     }
@@ -455,25 +351,6 @@ impl Settings {
     }
 }
 
-/// The next hint from the vault. Never completes without sharing.
-async fn next_hint(shared: &mut Option<SharedTokens>) -> Option<u64> {
-    match shared {
-        Some(shared) => shared.hint().await,
-        None => future::pending().await,
-    }
-}
-
-/// Renews the lock during a request. The machine has no other output then.
-async fn renew_lock(machine: &mut Refresh, mut shared: Option<&mut SharedTokens>) {
-    machine.handle_timeout(clock::now());
-    while let Some(output) = machine.poll_output() {
-        match (output, shared.as_deref_mut()) {
-            (Output::Renew { ttl }, Some(shared)) => shared.renew(ttl).await,
-            (output, _) => panic!("{output:?} while a request is under way"),
-        }
-    }
-}
-
 /// Waits for the stop signal after all handles were dropped. A task that ends earlier counts as a fault.
 async fn wait_for_stop(stop: &CancellationToken) -> TaskResult {
     stop.cancelled().await;
@@ -487,43 +364,10 @@ async fn sleep_until(wake: Option<Instant>) {
     }
 }
 
-fn report(
-    machine: &Refresh,
-    refreshes: u64,
-    request_ends: Option<Instant>,
-    last_error: Option<RefreshError>,
-) -> TokenReport {
-    let waiting = machine.pending_refresh(clock::now()).map(|waiting| match waiting.reason {
-        WaitReason::Endpoint => PendingRefresh { until: request_ends, ..waiting },
-        WaitReason::Vault
-        | WaitReason::LockHeldElsewhere
-        | WaitReason::VaultUnavailable
-        | WaitReason::IntervalMin
-        | WaitReason::RetryAfter
-        | WaitReason::Backoff
-        | WaitReason::Jitter => waiting,
-    });
-    TokenReport {
-        degraded_until: machine.degraded_until(),
-        waiting,
-        phase: machine.phase(),
-        generation: machine.generation(),
-        ends_at: machine.expires_at(),
-        next_at: machine.next_at(),
-        refreshes,
-        last_error,
-    }
-}
-
 fn show_remaining(metrics: &metrics::AccountMetrics, machine: &Refresh) {
     if let Some(ends_at) = machine.expires_at() {
         metrics.set_remaining(ends_at.saturating_duration_since(clock::now()));
     }
-}
-
-/// Seconds from now; 0 for a past instant.
-pub(super) fn seconds_until(at: Instant) -> f64 {
-    at.saturating_duration_since(clock::now()).as_secs_f64()
 }
 
 /// The metric label of a failure.

@@ -1,17 +1,18 @@
 //! The lease task of one replica: feeds the lease machine and carries out its outputs.
 
+mod requests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::Future,
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use self::requests::{Completion, LeaseRequests, MESSAGES_MAX};
 use super::{
     ReplicaShared,
     lease_handle::{Ownership, OwnershipPhase, ReplicaRole, StreamUpdate},
@@ -25,21 +26,11 @@ use crate::{
     model::{Fence, ReplicaId, StreamName},
     protocol::{
         backoff::BackoffCurve,
-        lease::{self, BootTime, ChangeOutcome, Input, LeaseMoment, LeaseRecord, LeaseRequest, Output, PeerMessage},
+        lease::{self, BootTime, Input, LeaseMoment, LeaseRecord, LeaseRequest, Output, PeerMessage},
     },
     random,
-    store::redis::connection::CommandError,
     telemetry::{chain, metrics},
 };
-
-/// A released stream has this time to make its events durable.
-const CLOSE_MAX: Duration = Duration::from_secs(4);
-
-/// Messages in flight, sent or received. Further messages are dropped; a lost message only delays.
-const MESSAGES_MAX: usize = 256;
-
-/// Delay before an unreadable record is read again.
-const UNREADABLE_WAIT: Duration = Duration::from_secs(1);
 
 /// Unreadable values that are remembered as reported.
 const REPORTED_MAX: usize = 256;
@@ -58,11 +49,9 @@ pub(super) enum ReplicaCommand {
 pub(super) struct LeaseTask {
     settings: lease::Settings,
     shared: Arc<ReplicaShared>,
-    registry: Arc<Registry>,
+    requests: LeaseRequests,
     updates: mpsc::Receiver<StreamUpdate>,
     commands: mpsc::Receiver<ReplicaCommand>,
-    work: FuturesUnordered<LeaseFuture>,
-    publishing: FuturesUnordered<LeaseFuture>,
     /// Live successors whose streams flush the old session.
     ready_successors: BTreeMap<StreamName, ReplicaId>,
     /// Records to release when their streams have closed.
@@ -81,21 +70,6 @@ pub(super) struct LeaseTask {
     /// Unreadable values that were reported. At [`REPORTED_MAX`] the set is cleared.
     reported: BTreeSet<String>,
     drained: Option<oneshot::Sender<()>>,
-}
-
-/// A request in flight.
-type LeaseFuture = Pin<Box<dyn Future<Output = Option<Completion>> + Send>>;
-
-/// The result of a request.
-enum Completion {
-    Input(Input),
-    /// The live replicas.
-    Renewed(MemberList),
-    Listed(LeaseRecords),
-    NoReply(LeaseRequest, CommandError),
-    /// The time for a stream to close is over.
-    Closed(StreamName),
-    Left,
 }
 
 enum LeaseEvent {
@@ -118,11 +92,9 @@ impl LeaseTask {
         Self {
             settings,
             shared,
-            registry: Arc::new(registry),
+            requests: LeaseRequests::new(registry),
             updates,
             commands,
-            work: FuturesUnordered::new(),
-            publishing: FuturesUnordered::new(),
             ready_successors: BTreeMap::new(),
             closing: BTreeMap::new(),
             requested_fences: BTreeMap::new(),
@@ -139,7 +111,7 @@ impl LeaseTask {
     /// Runs until the stop signal. After a drain no record names this replica.
     pub(super) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let (sender, mut messages) = mpsc::channel(MESSAGES_MAX);
-        let mut listening = Box::pin(listen(Arc::clone(&self.registry), sender));
+        let mut listening = Box::pin(listen(Arc::clone(&self.requests.registry), sender));
         loop {
             self.drain_outputs();
             let wake = self.shared.lease.lock().poll_timeout();
@@ -147,10 +119,10 @@ impl LeaseTask {
                 biased;
                 () = stop.cancelled() => LeaseEvent::Stop,
                 Some(command) = self.commands.recv() => LeaseEvent::Command(command),
-                Some(done) = self.work.next(), if !self.work.is_empty() => LeaseEvent::Completion(done),
+                Some(done) = self.requests.work.next(), if !self.requests.work.is_empty() => LeaseEvent::Completion(done),
                 Some(update) = self.updates.recv() => LeaseEvent::Update(update),
                 Some(message) = messages.recv() => LeaseEvent::Message(message),
-                Some(done) = self.publishing.next(), if !self.publishing.is_empty() => LeaseEvent::Completion(done),
+                Some(done) = self.requests.publishing.next(), if !self.requests.publishing.is_empty() => LeaseEvent::Completion(done),
                 () = &mut listening => LeaseEvent::Timer,
                 () = sleep_until(wake) => LeaseEvent::Timer,
             };
@@ -302,12 +274,12 @@ impl LeaseTask {
             let Some(output) = self.shared.lease.lock().poll_output() else { return };
             match output {
                 Output::Renew { limit } => self.renew(limit),
-                Output::ReadRecords => self.list(),
+                Output::ReadRecords => self.requests.list(self.settings.streams.clone()),
                 Output::ChangeRecord { stream, expected, record } => self.change(stream, expected, record),
-                Output::SendHeartbeat => self.publish(OutgoingMessage::Heartbeat),
+                Output::SendHeartbeat => self.requests.publish(OutgoingMessage::Heartbeat),
                 Output::Send { to, note } => {
                     tracing::debug!(%to, ?note, "message sent to another replica");
-                    self.publish(OutgoingMessage::Direct { to, note });
+                    self.requests.publish(OutgoingMessage::Direct { to, note });
                 }
                 Output::Follow { stream } | Output::Prepare { stream } => {
                     tracing::info!(%stream, "standby for the stream");
@@ -321,7 +293,7 @@ impl LeaseTask {
                 }
                 Output::StepDown => tracing::warn!("lease expired locally; appends paused"),
                 Output::Resume => self.shared.permits.send_modify(|moved| *moved += 1),
-                Output::Leave => self.leave(),
+                Output::Leave => self.requests.leave(),
             }
         }
     }
@@ -335,29 +307,13 @@ impl LeaseTask {
     }
 
     fn renew(&self, limit: usize) {
-        let (registry, life) = (Arc::clone(&self.registry), self.settings.lease_ttl);
         let is_unhealthy =
             |stream: &&StreamName| self.shared.role(stream) != ReplicaRole::Idle && !self.live.contains(*stream);
         let unhealthy_streams: Vec<StreamName> = self.settings.streams.iter().filter(is_unhealthy).cloned().collect();
         let degraded: Vec<StreamName> =
             self.degraded.iter().filter(|stream| self.live.contains(*stream)).cloned().collect();
         let health = HealthReport { unhealthy_streams, degraded, failed: self.failed.clone() };
-        self.work.push(Box::pin(async move {
-            Some(match registry.renew(limit, &health, life).await {
-                Ok(lives) => Completion::Renewed(lives),
-                Err(error) => Completion::NoReply(LeaseRequest::Renew, error),
-            })
-        }));
-    }
-
-    fn list(&self) {
-        let (registry, streams) = (Arc::clone(&self.registry), self.settings.streams.clone());
-        self.work.push(Box::pin(async move {
-            Some(match registry.records(&streams).await {
-                Ok(records) => Completion::Listed(records),
-                Err(error) => Completion::NoReply(LeaseRequest::ReadRecords, error),
-            })
-        }));
+        self.requests.renew(limit, health, self.settings.lease_ttl);
     }
 
     /// Changes a record: a release waits until the stream has closed, any other change is made at once.
@@ -365,10 +321,7 @@ impl LeaseTask {
         if let (None, ReplicaRole::Owner(owning), Some(fence)) = (record.holder, self.shared.role(&stream), expected) {
             self.shared.assign(&stream, ReplicaRole::Owner(Ownership { phase: OwnershipPhase::Closing, ..owning }));
             self.closing.insert(stream.clone(), (fence, record));
-            self.work.push(Box::pin(async move {
-                tokio::time::sleep(CLOSE_MAX).await;
-                Some(Completion::Closed(stream))
-            }));
+            self.requests.await_close(stream);
             return;
         }
         if record.holder == Some(self.settings.me) {
@@ -384,56 +337,11 @@ impl LeaseTask {
     }
 
     fn write_record(&self, stream: StreamName, expected: Option<Fence>, record: LeaseRecord) {
-        let registry = Arc::clone(&self.registry);
-        let is_unreadable = self.shared.unreadable.lock().contains_key(&stream);
-        self.work.push(Box::pin(async move {
-            if is_unreadable {
-                // An unreadable record is not overwritten. The machine retries after this.
-                tokio::time::sleep(UNREADABLE_WAIT).await;
-                return Some(Completion::Input(Input::Changed {
-                    stream,
-                    fence: record.fence,
-                    outcome: ChangeOutcome::Refused,
-                }));
-            }
-            let outcome = match registry.change(&stream, expected, record).await {
-                Ok(true) => ChangeOutcome::Done,
-                Ok(false) => ChangeOutcome::Refused,
-                Err(error) => {
-                    tracing::info!(%stream, error = chain(&error), "lease record not changed");
-                    match error {
-                        CommandError::NotSent(_) | CommandError::LoginRefused(_) | CommandError::Refused { .. } => {
-                            ChangeOutcome::Refused
-                        }
-                        CommandError::NoAnswer(_) => ChangeOutcome::Unknown,
-                    }
-                }
-            };
-            Some(Completion::Input(Input::Changed { stream, fence: record.fence, outcome }))
-        }));
-    }
-
-    fn publish(&self, outgoing: OutgoingMessage) {
-        if self.publishing.len() >= MESSAGES_MAX {
-            return;
+        if self.shared.unreadable.lock().contains_key(&stream) {
+            self.requests.refuse_later(stream, record.fence);
+        } else {
+            self.requests.change(stream, expected, record);
         }
-        let registry = Arc::clone(&self.registry);
-        self.publishing.push(Box::pin(async move {
-            if let Err(error) = registry.publish(&outgoing).await {
-                tracing::debug!(error = chain(&error), ?outgoing, "message to another replica not sent");
-            }
-            None
-        }));
-    }
-
-    fn leave(&self) {
-        let registry = Arc::clone(&self.registry);
-        self.work.push(Box::pin(async move {
-            if let Err(error) = registry.leave().await {
-                tracing::debug!(error = chain(&error), "membership not removed; it expires");
-            }
-            Some(Completion::Left)
-        }));
     }
 }
 
