@@ -6,6 +6,7 @@
 pub mod descriptors;
 pub mod forwarded;
 pub mod host;
+pub mod json;
 pub mod origin;
 mod permits;
 pub mod problem;
@@ -256,7 +257,7 @@ impl From<PermitError> for HttpProblem {
 /// Sends the rejection and waits until the client has closed.
 async fn send_rejection(mut stream: TcpStream, full: PermitError) -> io::Result<()> {
     let problem = HttpProblem::from(full);
-    let body = problem.body();
+    let body = problem.body().to_string();
     let answer = format!(
         "HTTP/1.1 {}\r\nRetry-After: {RETRY_AFTER_SECS}\r\nConnection: close\r\nCache-Control: no-store\r\n\
          Content-Type: {}\r\nContent-Length: {}\r\n\r\n{body}",

@@ -13,13 +13,16 @@ use axum::{
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use futures_util::{StreamExt, stream};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     auth::AccountStatus,
     coordination::Replica,
-    listener::descriptors::ConnectionBudget,
+    listener::{
+        descriptors::ConnectionBudget,
+        json::{APPLICATION_JSON, json_response},
+    },
     model::{ReplicaId, StreamName},
     telemetry::metrics,
     upstream::StreamStatus,
@@ -63,7 +66,8 @@ impl ReadinessReport {
         if !self.reasons.is_empty() {
             body["reasons"] = json!(self.reasons);
         }
-        json_response(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        json_response(status, APPLICATION_JSON, &body)
     }
 
     fn ready(&self) -> bool {
@@ -131,7 +135,7 @@ impl AdminStatus {
             body["replica"] = json!(among.me.to_string());
             body["members"] = json!(among.member_names());
         }
-        json_response(StatusCode::OK, &body)
+        json_response(StatusCode::OK, APPLICATION_JSON, &body)
     }
 }
 
@@ -179,19 +183,16 @@ pub(super) fn health() -> Response {
 
 /// The response to an accepted command, which may not be completed yet.
 pub(super) fn accepted() -> Response {
-    json_response(StatusCode::ACCEPTED, &json!({ "accepted": true }))
+    json_response(StatusCode::ACCEPTED, APPLICATION_JSON, &json!({ "accepted": true }))
 }
 
 /// Responses are valid only at the time of the request.
 const NO_STORE: (HeaderName, &str) = (CACHE_CONTROL, "no-store");
 
-fn json_response(status: StatusCode, body: &Value) -> Response {
-    (status, [NO_STORE, (CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
-}
-
 #[cfg(test)]
 mod tests {
     use axum::body::to_bytes;
+    use serde_json::Value;
 
     use super::*;
 

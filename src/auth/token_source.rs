@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use form_urlencoded::byte_serialize;
 use reqwest::{
     Response,
     header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue},
@@ -283,21 +284,12 @@ fn endpoint_name(settings: &Settings) -> String {
 
 /// The value of `Authorization`. Id and secret are form-encoded first (RFC 6749 section 2.3.1): either may have a colon.
 fn basic(id: &Secret, secret: &Secret) -> HeaderValue {
-    let pair = format!("{}:{}", form_encoded(id.expose()), form_encoded(secret.expose()));
+    let encoded = |secret: &Secret| byte_serialize(secret.expose().as_bytes()).collect::<String>();
+    let pair = format!("{}:{}", encoded(id), encoded(secret));
     let mut value =
         HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(pair))).expect("base64 is a header's text");
     value.set_sensitive(true);
     value
-}
-
-/// `application/x-www-form-urlencoded`, as the URL Standard serialises it.
-fn form_encoded(text: &str) -> String {
-    let encode = |byte: u8| match byte {
-        b'*' | b'-' | b'.' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => char::from(byte).to_string(),
-        b' ' => "+".to_owned(),
-        0..=255 => format!("%{byte:02X}"),
-    };
-    text.bytes().map(encode).collect()
 }
 
 /// Parses a response. An `error` in the body takes precedence over the status.

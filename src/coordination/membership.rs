@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+
 use crate::{
     model::StreamName,
     protocol::lease::Member,
@@ -48,6 +50,9 @@ const FAILED_MARK: char = '!';
 
 /// Characters of a reason that a membership carries.
 const REASON_LEN_MAX: usize = 400;
+
+/// The characters that separate the parts of a membership, and the escape itself.
+const SEPARATORS: &AsciiSet = &CONTROLS.add(b' ').add(b',').add(b'%');
 
 /// Streams of each kind that a membership names.
 const UNHEALTHY_MAX: usize = 64;
@@ -101,30 +106,13 @@ pub(super) fn encode_health(HealthReport { unhealthy_streams, degraded, failed }
 
 fn parse_failed(entry: &str) -> Option<(StreamName, String)> {
     let (stream, why) = entry.split_once('=')?;
-    Some((stream.parse().ok()?, unescaped(why)))
+    Some((stream.parse().ok()?, percent_decode_str(why).decode_utf8_lossy().into_owned()))
 }
 
-/// The text with blanks, commas and control characters escaped.
+/// The start of the text as one word without commas.
 fn escaped(text: &str) -> String {
-    let mut word = String::new();
-    for character in text.chars().take(REASON_LEN_MAX) {
-        match character {
-            ' ' | ',' | '%' | '\0'..='\x1f' | '\x7f' => word.push_str(&format!("%{:02x}", u32::from(character))),
-            other => word.push(other),
-        }
-    }
-    word
-}
-
-fn unescaped(word: &str) -> String {
-    let mut parts = word.split('%');
-    let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let code = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        text.extend(code.map(char::from));
-        text.push_str(part.get(2..).unwrap_or_default());
-    }
-    text
+    let end = text.char_indices().nth(REASON_LEN_MAX).map_or(text.len(), |(at, _)| at);
+    utf8_percent_encode(&text[..end], SEPARATORS).to_string()
 }
 
 #[cfg(test)]
@@ -161,7 +149,8 @@ mod tests {
         for odd in ["9 !", "9 !queues", "9 !=x", "9 !a b=x"] {
             assert!(parse_member("2a", odd).is_some_and(|status| status.failed.is_empty()), "{odd}");
         }
-        assert_eq!(unescaped("a%2cb%zz%2"), "a,b");
+        let odd = parse_member("2a", "9 !queues=a%2cb%zz%2").unwrap();
+        assert_eq!(odd.failed.values().collect::<Vec<_>>(), ["a,b%zz%2"]);
     }
 
     #[test]

@@ -5,11 +5,13 @@
 use axum::{
     http::{
         StatusCode,
-        header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+        header::{ALLOW, HeaderName},
     },
     response::{IntoResponse, Response},
 };
-use serde_json::json;
+use serde_json::{Value, json};
+
+use super::json::json_response;
 
 /// An error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,23 +58,21 @@ pub(super) const MEDIA_TYPE: &str = "application/problem+json";
 
 impl HttpProblem {
     /// The problem as JSON.
-    pub(super) fn body(&self) -> String {
-        let body = json!({
+    pub(super) fn body(&self) -> Value {
+        json!({
             "type": format!("urn:trunkline:problem:{}", self.slug),
             "title": self.title,
             "status": self.status.as_u16(),
             "detail": self.detail,
-        });
-        body.to_string()
+        })
     }
 }
 
 impl IntoResponse for HttpProblem {
     fn into_response(self) -> Response {
         tracing::debug!(status = self.status.as_u16(), reason = self.slug, "request refused");
-        let body = self.body();
-        let headers = [(CONTENT_TYPE, MEDIA_TYPE), (CACHE_CONTROL, "no-store")];
-        (self.status, headers, self.header.map(|header| [header]), format!("{body}\n")).into_response()
+        let response = json_response(self.status, MEDIA_TYPE, &self.body());
+        (self.header.map(|header| [header]), response).into_response()
     }
 }
 

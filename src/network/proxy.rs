@@ -3,6 +3,7 @@
 use std::{fmt, net::IpAddr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
 use super::Peer;
@@ -93,7 +94,8 @@ impl Proxy {
     /// The value of `Proxy-Authorization`.
     pub fn authorization(&self) -> Option<String> {
         let ProxyLogin { user, password } = self.login.as_ref()?;
-        let login = format!("{}:{}", percent_decoded(user), percent_decoded(password.expose()));
+        let decoded = |text| percent_decode_str(text).decode_utf8_lossy();
+        let login = format!("{}:{}", decoded(user), decoded(password.expose()));
         Some(format!("Basic {}", STANDARD.encode(login)))
     }
 
@@ -114,20 +116,6 @@ impl ProxyLogin {
         let given = !url.username().is_empty() || !password.is_empty();
         given.then(|| Self { user: url.username().to_owned(), password: Secret::new(password) })
     }
-}
-
-/// A login as it is written in a URL: `%XX` stands for a byte.
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let code = after.get(..2).filter(|digits| *first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
-        let code = code.and_then(|digits| std::str::from_utf8(digits).ok());
-        let byte = code.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        bytes.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { &after[2..] } else { after };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 impl fmt::Display for Proxy {

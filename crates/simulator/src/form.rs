@@ -1,6 +1,8 @@
 //! Decodes `application/x-www-form-urlencoded`: bodies, queries, and Basic credentials (RFC 6749 section
 //! 2.3.1). It rejects broken escapes and text that is not UTF-8.
 
+use percent_encoding::percent_decode_str;
+
 /// The pairs of a form, in order.
 pub(super) fn pairs(text: &str) -> Option<Vec<(String, String)>> {
     text.split('&').filter(|pair| !pair.is_empty()).map(pair).collect()
@@ -13,25 +15,14 @@ pub(super) fn value<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a
 
 /// One encoded name or value.
 pub(super) fn decode(text: &str) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'+' => b' ',
-            b'%' => digit(bytes.next()?)? << 4 | digit(bytes.next()?)?,
-            plain => plain,
-        });
-    }
-    String::from_utf8(decoded).ok()
+    let is_code = |after: &str| after.len() >= 2 && after.bytes().take(2).all(|digit| digit.is_ascii_hexdigit());
+    let decoded = percent_decode_str(&text.replace('+', " ")).decode_utf8().ok()?.into_owned();
+    text.split('%').skip(1).all(is_code).then_some(decoded)
 }
 
 fn pair(text: &str) -> Option<(String, String)> {
     let (name, value) = text.split_once('=').unwrap_or((text, ""));
     Some((decode(name)?, decode(value)?))
-}
-
-fn digit(byte: u8) -> Option<u8> {
-    char::from(byte).to_digit(16).map(|digit| digit as u8)
 }
 
 #[cfg(test)]

@@ -192,8 +192,8 @@ impl SourceState {
 
 /// The number of events before this connection, from its resume parameter.
 fn resume_count(query: Option<&str>) -> u64 {
-    let pairs = query.unwrap_or_default().split('&');
-    let last = pairs.filter_map(|pair| pair.strip_prefix("sequenceId=")?.parse::<u64>().ok()).next_back();
+    let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let last = pairs.filter(|(name, _)| name == "sequenceId").filter_map(|(_, value)| value.parse::<u64>().ok()).last();
     last.map_or(0, |last| (last + 1).saturating_sub(FIRST_NUMBER))
 }
 

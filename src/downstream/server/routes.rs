@@ -9,10 +9,7 @@ use axum::{
     extract::{Request, State},
     http::{
         HeaderMap, Method, StatusCode,
-        header::{
-            ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_TYPE, HeaderName,
-            HeaderValue, VARY,
-        },
+        header::{ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, HeaderName, HeaderValue, VARY},
         request::Parts,
     },
     middleware::{Next, from_fn_with_state},
@@ -38,6 +35,7 @@ use crate::{
     event_log::EventLogs,
     listener::{
         UpgradeExtension,
+        json::{APPLICATION_JSON, json_response},
         origin::Origins,
         resource::{PathName, READ, allow_methods, not_found},
     },
@@ -100,8 +98,7 @@ async fn streams(State(consumers): State<Arc<ConsumerState>>) -> impl IntoRespon
         StreamListEntry { name: name.clone(), first, last: mark(end.last), live: (consumers.live)(name) }
     });
     let shown = StreamListResponse { streams: streams.collect() };
-    let body = serde_json::to_string(&shown).expect("names and marks can always be written");
-    ([(CACHE_CONTROL, "no-store"), (CONTENT_TYPE, "application/json")], body + "\n")
+    json_response(StatusCode::OK, APPLICATION_JSON, &shown)
 }
 
 #[derive(Serialize)]

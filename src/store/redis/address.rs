@@ -1,6 +1,8 @@
 //! The address of Redis: parsed from a URL, and printed without its password.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use percent_encoding::percent_decode_str;
 
 use crate::model::Secret;
 
@@ -203,22 +205,13 @@ fn number(digits: &str) -> Result<i64, AddressError> {
     digits.parse().ok().filter(|number| *number >= 0).ok_or(AddressError::Database)
 }
 
-/// Decodes percent-encoding: `%41` is `A`.
+/// Decodes percent-encoding: `%41` is `A`. A percent sign without two digits is refused.
 fn unescape(text: &str) -> Result<String, AddressError> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        if byte != b'%' {
-            bytes.push(byte);
-            rest = after;
-            continue;
-        }
-        let (digits, after) = after.split_at_checked(2).ok_or(AddressError::Percent)?;
-        let digits = std::str::from_utf8(digits).map_err(|_| AddressError::Percent)?;
-        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| AddressError::Percent)?);
-        rest = after;
-    }
-    String::from_utf8(bytes).map_err(|_| AddressError::Percent)
+    let is_digit = |digit: Option<&u8>| digit.is_some_and(u8::is_ascii_hexdigit);
+    let is_code = |after: &[u8]| is_digit(after.first()) && is_digit(after.get(1));
+    let mut codes = text.split('%').skip(1).map(str::as_bytes);
+    let decoded = percent_decode_str(text).decode_utf8().ok().filter(|_| codes.all(is_code));
+    decoded.map(Cow::into_owned).ok_or(AddressError::Percent)
 }
 
 #[cfg(test)]
