@@ -10,7 +10,7 @@ use std::{
     path::Path,
 };
 
-use config::{Map, Value, ValueKind};
+use config::{Config, ConfigError, Map, Source, Value, ValueKind};
 use toml::de::{DeTable, DeValue};
 
 use super::{
@@ -164,36 +164,63 @@ impl Document {
     }
 }
 
-/// The values of one file, which override those of earlier files.
-#[derive(Debug)]
+/// The values of one file or variable, which override those of earlier ones.
+#[derive(Debug, Clone)]
 pub(super) struct Layer(Value);
 
+/// The key of a layer's values while they are merged: `config` splits the outermost keys at dots.
+const ROOT: &str = "root";
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+        Ok(Map::from_iter([(ROOT.to_owned(), self.0.clone())]))
+    }
+}
+
 /// Merges all layers into one tree: later ones override earlier ones, and the environment overrides all.
-///
-/// The builder of the `config` crate is not used: it drops the location of tables and splits keys at dots.
 pub(super) fn merge(layers: Vec<Layer>, environment: &Environment, schema: &serde_json::Value) -> Value {
     let mut tree = Value::new(None, Map::<String, Value>::new());
-    for Layer(values) in layers {
-        merge_value(&mut tree, values);
+    for layer in layers {
+        tree = merged(&tree, &layer);
     }
     for (variable, text) in environment.overrides() {
-        apply_variable(&mut tree, variable, text, schema);
+        let layer = variable_layer(&tree, variable, text, schema);
+        tree = merged(&tree, &layer);
     }
     tree
 }
 
-fn merge_value(under: &mut Value, over: Value) {
-    let origin = over.origin().or(under.origin()).map(str::to_owned);
-    let kind = match (std::mem::take(&mut under.kind), over.kind) {
-        (ValueKind::Table(mut under), ValueKind::Table(over)) if !is_reference(&over) => {
-            for (key, value) in over {
-                merge_value(under.entry(key).or_insert_with(|| Value::new(None, ValueKind::Nil)), value);
-            }
-            ValueKind::Table(under)
+fn merged(under: &Value, over: &Layer) -> Value {
+    let sources = Config::builder().add_source(Layer(under.clone())).add_source(over.clone());
+    let built = sources.build().expect("the sources are in memory").cache;
+    restored(child(&built, ROOT).cloned().unwrap_or_default(), Some(under), Some(&over.0))
+}
+
+/// The merged value with what the `config` crate drops: the locations of tables. A reference to a secret replaces another
+/// reference as a whole.
+fn restored(merged: Value, under: Option<&Value>, over: Option<&Value>) -> Value {
+    if let Some(reference) = over.filter(|over| table(over).is_some_and(is_reference)) {
+        return reference.clone();
+    }
+    let origin = over.and_then(Value::origin).or(under.and_then(Value::origin)).map(str::to_owned);
+    match merged.kind {
+        ValueKind::Table(entries) => {
+            let entry = |(key, value): (String, Value)| {
+                let value = restored(
+                    value,
+                    under.and_then(|under| child(under, &key)),
+                    over.and_then(|over| child(over, &key)),
+                );
+                (key, value)
+            };
+            Value::new(origin.as_ref(), entries.into_iter().map(entry).collect::<Map<_, _>>())
         }
-        (_, kind) => kind,
-    };
-    *under = Value::new(origin.as_ref(), kind);
+        kind => Value::new(origin.as_ref(), kind),
+    }
 }
 
 /// Whether the table is a reference to a secret: it replaces another reference as a whole.
@@ -201,13 +228,13 @@ fn is_reference(table: &Map<String, Value>) -> bool {
     table.len() == 1 && (table.contains_key("env") || table.contains_key("file"))
 }
 
-/// Merges the value of one variable into the tree.
-fn apply_variable(tree: &mut Value, variable: &str, text: &str, schema: &serde_json::Value) {
+/// The value of one variable below the keys in its name.
+fn variable_layer(tree: &Value, variable: &str, text: &str, schema: &serde_json::Value) -> Layer {
     let path = key_path_of(tree, schema, &variable[OVERRIDE_PREFIX.len()..]);
     let leaf = from_variable(variable, text, at_path(schema, &path));
     let wrap =
         |inner: Value, key: &String| Value::new(Some(&variable.to_owned()), Map::from_iter([(key.clone(), inner)]));
-    merge_value(tree, path.iter().rev().fold(leaf, wrap));
+    Layer(path.iter().rev().fold(leaf, wrap))
 }
 
 /// The keys in a variable's name. A variable's name cannot contain `-` and `.`, so `_` also matches these.
