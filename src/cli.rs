@@ -14,6 +14,7 @@ pub mod status;
 pub mod tail;
 #[cfg(test)]
 mod tests_server;
+pub mod token;
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -26,6 +27,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     config::{Environment, Findings},
+    downstream::server::access::SignError,
     model::Span,
     telemetry::texts,
 };
@@ -57,6 +59,9 @@ pub enum CliCommand {
     Status(status::StatusArgs),
     /// Measure the daemon's performance on this machine
     Bench(bench::BenchArgs),
+    /// Issue tokens for consumers
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Print the completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -152,6 +157,8 @@ impl From<Exit> for ExitCode {
 pub enum CliError {
     #[error("the configuration is invalid")]
     Configuration(#[from] Findings),
+    #[error("no token was issued")]
+    Token(#[from] SignError),
     #[error("{0}")]
     Refused(String),
     #[error("could not write the output")]
@@ -164,7 +171,7 @@ impl CliError {
     /// The exit status. A closed output pipe is not a failure.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Configuration(_) => Exit::BadUsage,
+            Self::Configuration(_) | Self::Token(_) => Exit::BadUsage,
             Self::Refused(_) => Exit::Refused,
             Self::Output(error) if error.kind() == ErrorKind::BrokenPipe => Exit::Done,
             Self::Output(_) | Self::Failed(_) => Exit::Failed,
@@ -176,7 +183,7 @@ impl CliError {
         match self {
             Self::Configuration(findings) => writeln!(out, "{findings}"),
             Self::Output(_) if self.exit() == Exit::Done => Ok(()),
-            Self::Refused(_) | Self::Output(_) | Self::Failed(_) => causes(self, out),
+            Self::Token(_) | Self::Refused(_) | Self::Output(_) | Self::Failed(_) => causes(self, out),
         }
     }
 }
@@ -231,6 +238,7 @@ mod tests {
             "trunkline tail queues --since 2026-05-04T13:31:49Z",
             "trunkline status --url http://127.0.0.1:9090 --json --watch",
             "trunkline bench --quick --json --only ingest,latency --data d",
+            "trunkline token mint --config a.toml --subject wall --stream queues acme.* --stream * --ttl 10m --filter x",
             "trunkline completions bash",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
@@ -246,6 +254,9 @@ mod tests {
             "trunkline demo --rate NaN",
             "trunkline demo --token-ttl 20",
             "trunkline bench --only speed",
+            "trunkline token mint --config a.toml --subject wall --ttl 10m",
+            "trunkline token mint --config a.toml --subject wall --stream Queues --ttl 10m",
+            "trunkline token mint --config a.toml --subject wall --stream queues --ttl 0s",
             "trunkline tail Queues",
             "trunkline tail queues --after yesterday",
             "trunkline tail queues --since yesterday",

@@ -5,6 +5,7 @@
 //! later version are errors. Messages never contain a secret.
 
 mod check;
+mod consumer_auth;
 mod finding;
 mod format;
 #[cfg(test)]
@@ -42,6 +43,7 @@ use crate::{
     },
 };
 
+pub use consumer_auth::consumer_auth;
 pub use finding::{Finding, Findings};
 pub use host_check::check_host;
 pub use listen::ListenAddress;
@@ -52,7 +54,7 @@ pub use stream::{StreamConfig, StreamKeys};
 
 use finding::KeyPath;
 use shape::File;
-use source::Document;
+use source::{Document, Layer};
 
 /// The settings of all parts. All references are valid, and all defaults are filled in.
 #[derive(Debug, Clone)]
@@ -165,6 +167,18 @@ fn read(files: &[PathBuf]) -> Result<Vec<Document>, Findings> {
     Findings::into_result(findings, documents)
 }
 
+fn parse(documents: &[Document]) -> Result<Vec<Layer>, Findings> {
+    let mut layers = Vec::new();
+    let mut findings = Vec::new();
+    for document in documents {
+        match document.parse() {
+            Ok(layer) => layers.push(layer),
+            Err(wrong) => findings.extend(wrong),
+        }
+    }
+    Findings::into_result(findings, layers)
+}
+
 /// The merged input, and the part of it that could be parsed.
 #[derive(Debug)]
 struct Draft {
@@ -180,15 +194,7 @@ struct Draft {
 ///
 /// All errors found so far, if the input could not be parsed at all.
 fn draft(documents: &[Document], environment: &Environment) -> Result<(Draft, Vec<Finding>), Findings> {
-    let mut layers = Vec::new();
-    let mut findings = Vec::new();
-    for document in documents {
-        match document.parse() {
-            Ok(layer) => layers.push(layer),
-            Err(wrong) => findings.extend(wrong),
-        }
-    }
-    Findings::into_result(findings, ())?;
+    let layers = parse(documents)?;
     let schema = schema();
     let tree = source::merge(layers, environment, &schema);
     let walk::SchemaWalk { mut findings, broken } = walk::walk(&tree, &schema);

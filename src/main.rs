@@ -55,6 +55,7 @@ async fn run(command: CliCommand) -> Result<(), CliError> {
             cli::status::run(&args, terminal, out, cli::interrupted()).await
         }
         CliCommand::Bench(args) => cli::bench::run(&args, out, &mut std::io::stderr()),
+        CliCommand::Token(command) => cli::token::run(&command, &environment, out).await,
         CliCommand::Completions(args) => Ok(cli::completions::run(&args, out)?),
     }
 }

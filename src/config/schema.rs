@@ -8,9 +8,13 @@ use super::shape::File;
 /// The JSON Schema of a configuration file. Every key has its description, and its default if it has one.
 pub fn schema() -> Value {
     let settings = SchemaSettings::draft2020_12().for_deserialize().with(|settings| settings.inline_subschemas = true);
-    let without_null = RecursiveTransform(drop_null);
-    let schema = settings.with_transform(without_null).into_generator().into_root_schema_for::<File>();
+    let schema = settings.with_transform(without_null()).into_generator().into_root_schema_for::<File>();
     schema.to_value()
+}
+
+/// Removes null from a schema and all schemas in it.
+pub(super) fn without_null() -> RecursiveTransform<fn(&mut Schema)> {
+    RecursiveTransform(drop_null)
 }
 
 /// Removes null from the schema: TOML has no null, and an optional key may be absent.

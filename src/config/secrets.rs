@@ -83,15 +83,24 @@ fn check_seal_key(from: &SecretRef, text: &str) -> Result<(), String> {
     key.map(drop).map_err(|error| format!("{} is not a valid key: {error}", describe(from)))
 }
 
-fn describe(secret: &SecretRef) -> String {
+pub(super) fn describe(secret: &SecretRef) -> String {
     match secret {
         SecretRef::Env(name) => format!("the environment variable {name}"),
         SecretRef::File(path) => format!("the file {}", path.display()),
     }
 }
 
-/// Reads the secret. The error never contains its value.
+/// Reads the secret, which is one line. The error never contains its value.
 pub(super) fn read(secret: &SecretRef, environment: &Environment) -> Result<String, String> {
+    let text = read_lines(secret, environment)?;
+    match Secret::has_control_characters(&text) {
+        true => Err(format!("{} {NOT_ONE_LINE}", describe(secret))),
+        false => Ok(text),
+    }
+}
+
+/// Reads a secret that may have several lines. The error never contains its value.
+pub(super) fn read_lines(secret: &SecretRef, environment: &Environment) -> Result<String, String> {
     match secret {
         SecretRef::Env(name) => variable(name, environment),
         SecretRef::File(path) => file(path),
@@ -110,9 +119,6 @@ fn variable(name: &str, environment: &Environment) -> Result<String, String> {
         None if environment.is_unreadable(name) => Err(format!("the environment variable {name} is not UTF-8 text")),
         None => Err(format!("the environment variable {name} is not set")),
         Some("") => Err(format!("the environment variable {name} is empty")),
-        Some(text) if Secret::has_control_characters(text) => {
-            Err(format!("the environment variable {name} {NOT_ONE_LINE}"))
-        }
         Some(text) => Ok(text.to_owned()),
     }
 }
@@ -129,7 +135,6 @@ fn file(path: &Path) -> Result<String, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("the file {shown} cannot be read: {error}"))?;
     match Secret::trimmed(&text) {
         "" => Err(format!("the file {shown} is empty")),
-        text if Secret::has_control_characters(text) => Err(format!("the file {shown} {NOT_ONE_LINE}")),
         secret => Ok(secret.to_owned()),
     }
 }

@@ -104,7 +104,17 @@ impl SchemaWalk {
         let item_schema = &schema["items"];
         let format = item_schema["format"].as_str().unwrap_or_default();
         for (index, item) in items.iter().enumerate() {
-            if let Err(wrong) = check_text(item, format, item_schema) {
+            let checked = match expected(item_schema) {
+                ExpectedValue::OneOf(words) => check_keyword(item, &words, item_schema),
+                ExpectedValue::Table
+                | ExpectedValue::List
+                | ExpectedValue::Secret
+                | ExpectedValue::Text(_)
+                | ExpectedValue::Integer
+                | ExpectedValue::Number
+                | ExpectedValue::Boolean => check_text(item, format, item_schema),
+            };
+            if let Err(wrong) = checked {
                 let own = SourceLocation::of(item);
                 self.add_broken(own.as_ref().or(location), path, format!("item {}: {wrong}", index + 1));
             }

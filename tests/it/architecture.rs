@@ -66,7 +66,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "admin",
         &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "coordination", "upstream"],
     ),
-    ("config", &["model", "connector", "protocol", "network", "auth", "clock", "store", "listener"]),
+    ("config", &["model", "connector", "protocol", "network", "auth", "clock", "store", "downstream", "listener"]),
     (
         "app",
         &[

@@ -28,7 +28,7 @@ pub use self::{
 use self::{jose::SignedToken, jwks::JwksTask, key::VerificationKey, key_files::KeyFileTask, key_set::KeySet};
 use crate::{
     clock,
-    model::{ClaimRules, ConsumerGrant, Timestamp},
+    model::{ClaimRules, ConsumerGrant, Secret, Timestamp},
     network::NetworkPolicy,
     protocol::key_refresh::{FETCH_INTERVAL_MIN, KeyRefresh},
     tasks::Tasks,
@@ -111,6 +111,16 @@ impl Verifier {
         drop(tokio::time::timeout(KEY_WAIT_MAX, keys.changed()).await);
         self.verify(token, clock::wall())
     }
+}
+
+/// Checks an HMAC secret.
+pub fn check_secret(secret: &Secret) -> Result<(), KeyError> {
+    VerificationKey::of_secret(secret).map(drop)
+}
+
+/// Checks a public key in PEM.
+pub fn check_public_key(pem: &str) -> Result<(), KeyError> {
+    VerificationKey::of_pem(pem).map(drop)
 }
 
 /// Checks the signature before the claims: nothing of a token is used before its signature is valid, except the

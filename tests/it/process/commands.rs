@@ -78,6 +78,29 @@ async fn a_demo_leaves_nothing_behind_and_ends_on_a_signal() {
 }
 
 #[tokio::test]
+async fn a_token_is_printed_alone_and_an_error_exits_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, bad) = ("[http.auth]\njwt = { hmac = { env = \"TOKEN_KEY\" } }\n", "[http.auth]\njwt = {}\n");
+    fs::write(folder.path().join("good.toml"), good).unwrap();
+    fs::write(folder.path().join("bad.toml"), bad).unwrap();
+    let line =
+        |file| ["token", "mint", "--config", file, "--subject", "wall", "--stream", "queues", "acme.*", "--ttl", "10m"];
+    let secret = "canary".repeat(6);
+    let variables = [("TOKEN_KEY", secret.as_str())];
+    let mut mint = Child::start_with(folder.path(), &line("good.toml"), &variables);
+    assert_eq!(mint.wait_for_exit(WAIT_MAX).await, 0, "{}", mint.printed_output());
+    let token = mint.stdout();
+    assert!(token.lines().count() == 1 && token.trim_end().split('.').count() == 3, "{token}");
+    assert_eq!(mint.stderr(), "");
+    for (file, variables) in [("bad.toml", &variables[..]), ("good.toml", &[]), ("none.toml", &variables)] {
+        let mut mint = Child::start_with(folder.path(), &line(file), variables);
+        assert_eq!(mint.wait_for_exit(WAIT_MAX).await, 2, "{}", mint.printed_output());
+        assert!(mint.stdout().is_empty() && mint.stderr().contains(file), "{}", mint.printed_output());
+        assert!(!mint.stderr().contains("canary"));
+    }
+}
+
+#[tokio::test]
 async fn tail_prints_one_event_a_line_and_continues_after_a_restart() {
     let site = Site::start().await;
     fix_ports(&site);

@@ -68,6 +68,9 @@ impl FromStr for Size {
             found: text.to_owned(),
             expected: "a size such as \"64KiB\", \"16MiB\" or \"4GiB\"",
         };
+        if text == "0" {
+            return Ok(Self(0));
+        }
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);
         if digits > 0 && unit.is_empty() {
@@ -197,6 +200,7 @@ mod tests {
             assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
         }
         assert_eq!("4GiB".parse(), Ok(Size(4 << 30)));
+        assert_eq!("0".parse(), Ok(Size(0)));
         assert_eq!(Size(4 << 30).to_string(), "4GiB");
         assert_eq!("16".parse::<Size>().unwrap_err().to_string(), r#""16" has no unit; write "16MiB""#);
         assert_eq!("16777216".parse::<Size>().unwrap_err().to_string(), r#""16777216" has no unit; write "16MiB""#);
