@@ -10,7 +10,7 @@ use super::CliError;
 use crate::{
     clock,
     config::{self, Environment},
-    downstream::server::access::{TokenRequest, TokenSigner},
+    downstream::server::access::{GrantRequest, TokenSigner},
     model::{Span, StreamPattern, Subject},
 };
 
@@ -53,7 +53,7 @@ fn ttl(text: &str) -> Result<Span, String> {
 pub async fn run(command: &TokenCommand, environment: &Environment, out: &mut impl Write) -> Result<(), CliError> {
     let TokenCommand::Mint(args) = command;
     let settings = config::consumer_auth(&args.config, environment)?;
-    let request = TokenRequest {
+    let request = GrantRequest {
         subject: args.subject.clone(),
         streams: args.streams.clone(),
         ttl: args.ttl.0,

@@ -21,9 +21,9 @@ use tokio::sync::watch;
 
 pub use self::{
     error::{KeySourceError, TokenError},
-    key::KeyError,
+    key::VerificationKeyError,
     settings::{BindTarget, JwtSettings, KeySource, LimitSettings, Settings},
-    signer::{SignError, TokenRequest, TokenSigner},
+    signer::{GrantRequest, SignError, TokenSigner},
 };
 use self::{jose::SignedToken, jwks::JwksTask, key::VerificationKey, key_files::KeyFileTask, key_set::KeySet};
 use crate::{
@@ -114,12 +114,12 @@ impl Verifier {
 }
 
 /// Checks an HMAC secret.
-pub fn check_secret(secret: &Secret) -> Result<(), KeyError> {
+pub fn check_secret(secret: &Secret) -> Result<(), VerificationKeyError> {
     VerificationKey::of_secret(secret).map(drop)
 }
 
 /// Checks a public key in PEM.
-pub fn check_public_key(pem: &str) -> Result<(), KeyError> {
+pub fn check_public_key(pem: &str) -> Result<(), VerificationKeyError> {
     VerificationKey::of_pem(pem).map(drop)
 }
 

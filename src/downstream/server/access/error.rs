@@ -1,6 +1,6 @@
 //! Why a token is rejected, and why the keys cannot be used. No error contains a token, a part of one, or a key.
 
-use super::KeyError;
+use super::VerificationKeyError;
 use crate::{model::ClaimError, network::ConnectError, secrets::SecretError};
 
 /// Why a token gives no access.
@@ -105,7 +105,7 @@ pub enum KeySourceError {
     Key {
         key: &'static str,
         #[source]
-        cause: KeyError,
+        cause: VerificationKeyError,
     },
     #[error("http.auth.jwt.jwks_url cannot be used")]
     Endpoint(#[from] ConnectError),

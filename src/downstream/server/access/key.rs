@@ -31,7 +31,7 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// Why a key cannot be used. It does not contain the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
+pub enum VerificationKeyError {
     #[error("expected a secret of at least {} bytes, found {found}", HMAC_LENGTHS[0])]
     ShortSecret { found: usize },
     #[error("expected a public key in PEM (BEGIN PUBLIC KEY): RSA, EC P-256, EC P-384 or Ed25519")]
@@ -61,45 +61,45 @@ impl std::fmt::Debug for VerificationKey {
 
 impl VerificationKey {
     /// An HMAC secret. It permits the algorithms for which it is long enough.
-    pub(super) fn of_secret(secret: &Secret) -> Result<Self, KeyError> {
+    pub(super) fn of_secret(secret: &Secret) -> Result<Self, VerificationKeyError> {
         let bytes = secret.expose().as_bytes();
         let long_enough = HMAC_LENGTHS.iter().filter(|least| bytes.len() >= **least).count();
         match long_enough {
-            0 => Err(KeyError::ShortSecret { found: bytes.len() }),
+            0 => Err(VerificationKeyError::ShortSecret { found: bytes.len() }),
             count => Ok(Self { key: DecodingKey::from_secret(bytes), algorithms: HMAC[..count].to_vec() }),
         }
     }
 
     /// A public key in PEM.
-    pub(super) fn of_pem(pem: &str) -> Result<Self, KeyError> {
+    pub(super) fn of_pem(pem: &str) -> Result<Self, VerificationKeyError> {
         if pem.contains("PRIVATE KEY-----") {
-            return Err(KeyError::PrivateKey);
+            return Err(VerificationKeyError::PrivateKey);
         }
         if !pem.contains("-----BEGIN PUBLIC KEY-----") && !pem.contains("-----BEGIN RSA PUBLIC KEY-----") {
-            return Err(KeyError::NoPublicKey);
+            return Err(VerificationKeyError::NoPublicKey);
         }
         let pem = pem.as_bytes();
         let key = DecodingKey::from_ed_pem(pem).or_else(|_| DecodingKey::from_ec_pem(pem));
-        let key = key.or_else(|_| DecodingKey::from_rsa_pem(pem)).map_err(|_| KeyError::NoPublicKey)?;
-        let jwk = Jwk::from_decoding_key(&key, None).map_err(|_| KeyError::NoPublicKey)?;
+        let key = key.or_else(|_| DecodingKey::from_rsa_pem(pem)).map_err(|_| VerificationKeyError::NoPublicKey)?;
+        let jwk = Jwk::from_decoding_key(&key, None).map_err(|_| VerificationKeyError::NoPublicKey)?;
         Self::of_jwk(&jwk)
     }
 
     /// A public key of an issuer (RFC 7517). A secret is rejected: what is published is not secret.
-    pub(super) fn of_jwk(jwk: &Jwk) -> Result<Self, KeyError> {
+    pub(super) fn of_jwk(jwk: &Jwk) -> Result<Self, VerificationKeyError> {
         let common = &jwk.common;
         let verifies = common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify));
         let signs = common.public_key_use.as_ref().is_none_or(|own| *own == PublicKeyUse::Signature);
         if !verifies || !signs {
-            return Err(KeyError::OtherUse);
+            return Err(VerificationKeyError::OtherUse);
         }
-        let key = DecodingKey::from_jwk(jwk).map_err(|_| KeyError::NoPublicKey)?;
+        let key = DecodingKey::from_jwk(jwk).map_err(|_| VerificationKeyError::NoPublicKey)?;
         let by_type = algorithms(jwk, &key)?;
         let algorithms: Vec<_> = match common.key_algorithm {
             None => by_type.to_vec(),
             Some(only) => by_type.iter().copied().filter(|known| Algorithm::try_from(only) == Ok(*known)).collect(),
         };
-        if algorithms.is_empty() { Err(KeyError::OtherUse) } else { Ok(Self { key, algorithms }) }
+        if algorithms.is_empty() { Err(VerificationKeyError::OtherUse) } else { Ok(Self { key, algorithms }) }
     }
 
     pub(super) fn permits(&self, algorithm: Algorithm) -> bool {
@@ -121,10 +121,10 @@ impl VerificationKey {
 }
 
 /// The algorithms of a key by its type, if the key is valid.
-fn algorithms(jwk: &Jwk, key: &DecodingKey) -> Result<&'static [Algorithm], KeyError> {
+fn algorithms(jwk: &Jwk, key: &DecodingKey) -> Result<&'static [Algorithm], VerificationKeyError> {
     let point = |algorithm: &'static dyn VerificationAlgorithm| {
-        let bytes = key.try_get_as_bytes().map_err(|_| KeyError::NoPublicKey)?;
-        ParsedPublicKey::new(algorithm, bytes).map(drop).map_err(|_| KeyError::NoPublicKey)
+        let bytes = key.try_get_as_bytes().map_err(|_| VerificationKeyError::NoPublicKey)?;
+        ParsedPublicKey::new(algorithm, bytes).map(drop).map_err(|_| VerificationKeyError::NoPublicKey)
     };
     if let AlgorithmParameters::RSA(rsa) = &jwk.algorithm {
         check_rsa_size(&rsa.n)?;
@@ -138,13 +138,13 @@ fn algorithms(jwk: &Jwk, key: &DecodingKey) -> Result<&'static [Algorithm], KeyE
         point(&ED25519)?;
         return Ok(&ED);
     }
-    Err(KeyError::OtherUse)
+    Err(VerificationKeyError::OtherUse)
 }
 
-fn check_rsa_size(modulus: &str) -> Result<(), KeyError> {
-    let bytes = URL_SAFE_NO_PAD.decode(modulus).map_err(|_| KeyError::NoPublicKey)?;
+fn check_rsa_size(modulus: &str) -> Result<(), VerificationKeyError> {
+    let bytes = URL_SAFE_NO_PAD.decode(modulus).map_err(|_| VerificationKeyError::NoPublicKey)?;
     let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
     let first = bytes.get(zeros).map_or(0, |byte| byte.leading_zeros() as usize);
     let found = (bytes.len() - zeros) * 8 - first;
-    if RSA_BITS.contains(&found) { Ok(()) } else { Err(KeyError::RsaSize { found }) }
+    if RSA_BITS.contains(&found) { Ok(()) } else { Err(VerificationKeyError::RsaSize { found }) }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, EncodingKey, Header};
 use serde::Serialize;
 
-use super::{KeyError, KeySource, KeySourceError, Settings, TokenError, key::VerificationKey, key_set::KeySet};
+use super::{
+    KeySource, KeySourceError, Settings, TokenError, VerificationKeyError, key::VerificationKey, key_set::KeySet,
+};
 use crate::{
     model::{ClaimRules, Secret, StreamPattern, Subject, Timestamp},
     secrets,
@@ -13,7 +15,7 @@ use crate::{
 
 /// What a new token states.
 #[derive(Debug, Clone)]
-pub struct TokenRequest {
+pub struct GrantRequest {
     pub subject: Subject,
     pub streams: Vec<StreamPattern>,
     pub ttl: Duration,
@@ -82,7 +84,7 @@ impl TokenSigner {
     }
 
     /// A token that is valid from `now` for the requested time.
-    pub fn sign(&self, request: &TokenRequest, now: Timestamp) -> Result<String, SignError> {
+    pub fn sign(&self, request: &GrantRequest, now: Timestamp) -> Result<String, SignError> {
         let claims = NewClaims {
             iss: self.rules.issuer.as_deref(),
             aud: self.rules.audience.as_deref(),
@@ -94,7 +96,7 @@ impl TokenSigner {
         };
         // The key is of another type, or damaged.
         let token = jsonwebtoken::encode(&Header::new(self.algorithm), &claims, &self.key)
-            .map_err(|_| key_error("signing_key")(KeyError::NoPrivateKey))?;
+            .map_err(|_| key_error("signing_key")(VerificationKeyError::NoPrivateKey))?;
         match super::verify(&token, &self.keys, &self.rules, now) {
             Ok(_) => Ok(token),
             Err(TokenError::Signature) => Err(SignError::OtherKey),
@@ -107,18 +109,18 @@ fn read_error(key: &'static str) -> impl Fn(secrets::SecretError) -> KeySourceEr
     move |cause| KeySourceError::Secret { key, cause }
 }
 
-fn key_error(key: &'static str) -> impl Fn(KeyError) -> KeySourceError {
+fn key_error(key: &'static str) -> impl Fn(VerificationKeyError) -> KeySourceError {
     move |cause| KeySourceError::Key { key, cause }
 }
 
 /// The private key in PEM, of the same type as the public key.
-fn private_key(pem: &Secret, family: AlgorithmFamily) -> Result<EncodingKey, KeyError> {
+fn private_key(pem: &Secret, family: AlgorithmFamily) -> Result<EncodingKey, VerificationKeyError> {
     let pem = pem.expose().as_bytes();
     let key = match family {
         AlgorithmFamily::Rsa => EncodingKey::from_rsa_pem(pem),
         AlgorithmFamily::Ec => EncodingKey::from_ec_pem(pem),
         AlgorithmFamily::Ed => EncodingKey::from_ed_pem(pem),
-        AlgorithmFamily::Hmac => return Err(KeyError::NoPrivateKey),
+        AlgorithmFamily::Hmac => return Err(VerificationKeyError::NoPrivateKey),
     };
-    key.map_err(|_| KeyError::NoPrivateKey)
+    key.map_err(|_| VerificationKeyError::NoPrivateKey)
 }

@@ -21,7 +21,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, jwk::Jwk};
 use serde_json::{Value, json};
 
 use super::{
-    JwtSettings, KeySourceError, Settings, TokenError, TokenRequest, TokenSigner, Verifier, key::VerificationKey,
+    GrantRequest, JwtSettings, KeySourceError, Settings, TokenError, TokenSigner, Verifier, key::VerificationKey,
     key_set::KeySet,
 };
 use crate::{
@@ -182,7 +182,7 @@ async fn a_new_token_is_signed_with_the_configured_key() {
         fs::write(&path, text).unwrap();
         Some(SecretRef::File(path))
     };
-    let request = TokenRequest {
+    let request = GrantRequest {
         subject: "wall".parse().unwrap(),
         streams: vec!["acme.*".parse().unwrap()],
         ttl: Duration::from_secs(600),

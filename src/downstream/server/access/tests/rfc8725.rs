@@ -1,7 +1,7 @@
 //! RFC 8725 (JSON Web Token Best Current Practices), section 3, row by row.
 
 use super::*;
-use crate::downstream::server::access::{KeyError, key_set::IssuerKey};
+use crate::downstream::server::access::{VerificationKeyError, key_set::IssuerKey};
 
 /// A section of the RFC, an attack or a rule, the token, the keys, and `valid` or the label of the error.
 type Row = (&'static str, &'static str, String, KeySet, &'static str);
@@ -313,7 +313,7 @@ fn issuer_and_audience_are_those_of_the_configuration() {
 fn weak_and_invalid_keys_are_rejected_when_they_are_read() {
     let jwk = |json: Value| {
         let jwk: Result<Jwk, _> = serde_json::from_value(json);
-        jwk.map_err(|_| KeyError::OtherUse).and_then(|jwk| VerificationKey::of_jwk(&jwk)).map(drop)
+        jwk.map_err(|_| VerificationKeyError::OtherUse).and_then(|jwk| VerificationKey::of_jwk(&jwk)).map(drop)
     };
     let with = |name: &str, value: Value| {
         let mut json = P256.jwk("a");
@@ -323,35 +323,39 @@ fn weak_and_invalid_keys_are_rejected_when_they_are_read() {
     let zeros = |count: usize| URL_SAFE_NO_PAD.encode(vec![0; count]);
     let rsa = |bytes: usize| json!({ "kty": "RSA", "n": URL_SAFE_NO_PAD.encode(vec![0xff; bytes]), "e": "AQAB" });
     for (what, found, expected) in [
-        ("a point that is not on the curve", jwk(with("x", json!(zeros(32)))), Err(KeyError::NoPublicKey)),
-        ("a point of another length", jwk(with("x", json!(zeros(31)))), Err(KeyError::NoPublicKey)),
+        ("a point that is not on the curve", jwk(with("x", json!(zeros(32)))), Err(VerificationKeyError::NoPublicKey)),
+        ("a point of another length", jwk(with("x", json!(zeros(31)))), Err(VerificationKeyError::NoPublicKey)),
         (
             "a short Ed25519 key",
             jwk(json!({ "kty": "OKP", "crv": "Ed25519", "x": zeros(31) })),
-            Err(KeyError::NoPublicKey),
+            Err(VerificationKeyError::NoPublicKey),
         ),
-        ("an RSA key of 1024 bits", jwk(rsa(128)), Err(KeyError::RsaSize { found: 1024 })),
-        ("an RSA key of 2040 bits", jwk(rsa(255)), Err(KeyError::RsaSize { found: 2040 })),
+        ("an RSA key of 1024 bits", jwk(rsa(128)), Err(VerificationKeyError::RsaSize { found: 1024 })),
+        ("an RSA key of 2040 bits", jwk(rsa(255)), Err(VerificationKeyError::RsaSize { found: 2040 })),
         ("an RSA key of 2048 bits", jwk(rsa(256)), Ok(())),
-        ("an RSA key of 16384 bits", jwk(rsa(2048)), Err(KeyError::RsaSize { found: 16_384 })),
-        ("a secret among public keys", jwk(json!({ "kty": "oct", "k": zeros(64) })), Err(KeyError::OtherUse)),
-        ("a key for encryption", jwk(with("use", json!("enc"))), Err(KeyError::OtherUse)),
-        ("a key that only signs", jwk(with("key_ops", json!(["sign"]))), Err(KeyError::OtherUse)),
-        ("a key for another algorithm", jwk(with("alg", json!("RS256"))), Err(KeyError::OtherUse)),
-        ("an EC key for HMAC", jwk(with("alg", json!("HS256"))), Err(KeyError::OtherUse)),
+        ("an RSA key of 16384 bits", jwk(rsa(2048)), Err(VerificationKeyError::RsaSize { found: 16_384 })),
+        (
+            "a secret among public keys",
+            jwk(json!({ "kty": "oct", "k": zeros(64) })),
+            Err(VerificationKeyError::OtherUse),
+        ),
+        ("a key for encryption", jwk(with("use", json!("enc"))), Err(VerificationKeyError::OtherUse)),
+        ("a key that only signs", jwk(with("key_ops", json!(["sign"]))), Err(VerificationKeyError::OtherUse)),
+        ("a key for another algorithm", jwk(with("alg", json!("RS256"))), Err(VerificationKeyError::OtherUse)),
+        ("an EC key for HMAC", jwk(with("alg", json!("HS256"))), Err(VerificationKeyError::OtherUse)),
         ("a key for its algorithm", jwk(with("alg", json!("ES256"))), Ok(())),
-        ("an unknown curve", jwk(with("crv", json!("secp256k1"))), Err(KeyError::NoPublicKey)),
+        ("an unknown curve", jwk(with("crv", json!("secp256k1"))), Err(VerificationKeyError::NoPublicKey)),
     ] {
         assert_eq!(found, expected, "{what}");
     }
-    for (len, expected) in [(31, Err(KeyError::ShortSecret { found: 31 })), (32, Ok(()))] {
+    for (len, expected) in [(31, Err(VerificationKeyError::ShortSecret { found: 31 })), (32, Ok(()))] {
         assert_eq!(VerificationKey::of_secret(&Secret::new("x".repeat(len))).map(drop), expected);
     }
     for (pem, expected) in [
-        ("", KeyError::NoPublicKey),
-        (P256.private_pem.as_str(), KeyError::PrivateKey),
-        ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", KeyError::NoPublicKey),
-        ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", KeyError::NoPublicKey),
+        ("", VerificationKeyError::NoPublicKey),
+        (P256.private_pem.as_str(), VerificationKeyError::PrivateKey),
+        ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", VerificationKeyError::NoPublicKey),
+        ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", VerificationKeyError::NoPublicKey),
     ] {
         assert_eq!(VerificationKey::of_pem(pem).map(drop), Err(expected), "{pem}");
     }
