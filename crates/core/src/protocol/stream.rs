@@ -29,7 +29,7 @@ pub use self::{
 };
 pub use crate::model::{OverflowPolicy, Rotation};
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use self::{
     bad_frames::BadFrames,

@@ -1,5 +1,7 @@
 //! Runs scripts: a stream, its clock, and its outputs as text.
 
+use std::time::Duration;
+
 use bytestring::ByteString;
 
 use super::*;
