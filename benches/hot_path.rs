@@ -93,7 +93,12 @@ fn events() -> Vec<Event> {
     let items = decoded(&sequenced(), sequenced_frame(1, BATCH_LEN));
     let events = items.into_iter().filter_map(|item| match item {
         Item::Event(event) => Some(event),
-        Item::Undecoded(_) | Item::Notice(_) | Item::Heartbeat | Item::ProbeAck | Item::Accepted => None,
+        Item::Undecoded(_)
+        | Item::Position(_)
+        | Item::Notice(_)
+        | Item::Heartbeat
+        | Item::ProbeAck
+        | Item::Accepted => None,
     });
     events.collect()
 }

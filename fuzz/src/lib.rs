@@ -106,7 +106,7 @@ fn decode(connector: &Connector, data: &[u8]) -> Option<(ByteString, Vec<Item>)>
         match item {
             Item::Event(event) => events.push(event.clone()),
             Item::Undecoded(kept) => is_kept(kept, &frame, items.len()),
-            Item::Heartbeat | Item::ProbeAck | Item::Accepted | Item::Notice(_) => (),
+            Item::Position(_) | Item::Heartbeat | Item::ProbeAck | Item::Accepted | Item::Notice(_) => (),
         }
     }
     events.iter().for_each(|event| is_part_of(event, &frame));

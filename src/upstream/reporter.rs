@@ -203,9 +203,7 @@ impl StreamReporter {
                     "the log was written from another feed (connector or URL); stored position ignored, gap recorded"
                 );
             }
-            StreamReport::Resuming(position) => {
-                info!(position = position.and_then(|position| position.order()).map(|number| number.0), "connecting")
-            }
+            StreamReport::Resuming(position) => log_connecting(position.as_ref()),
             StreamReport::Gap { reason, lost } => {
                 self.metrics.gap_marked(reason, lost);
                 self.with(|stats| stats.gaps += 1);
@@ -351,6 +349,14 @@ impl StreamReporter {
             }
             due
         })
+    }
+}
+
+fn log_connecting(position: Option<&Position>) {
+    match position {
+        None => info!("connecting"),
+        Some(Position::Numbered(number)) => info!(position = number.0, "connecting"),
+        Some(Position::Opaque(text)) => info!(position = text.as_str(), "connecting"),
     }
 }
 

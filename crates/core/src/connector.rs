@@ -10,7 +10,7 @@
 mod attributes;
 mod capabilities;
 #[cfg(test)]
-mod dummy;
+pub(crate) mod dummy;
 mod endpoint;
 mod failure;
 mod frame;
@@ -66,7 +66,7 @@ pub trait Dialect: std::fmt::Debug {
         Preparation::ready(endpoint.clone())
     }
 
-    /// The URL that resumes after a position.
+    /// The URL that resumes after a position. It encodes an opaque text for the place in the URL.
     fn resume_url(&self, url: &str, _position: &Position) -> String {
         url.to_owned()
     }
@@ -282,7 +282,7 @@ impl Connector {
     /// What happens when the buffer is full, if it is not configured.
     pub fn overflow_default(&self) -> OverflowPolicy {
         match self.capabilities().resume {
-            Resume::Sequence => OverflowPolicy::Backpressure,
+            Resume::Sequence | Resume::Opaque => OverflowPolicy::Backpressure,
             Resume::None => OverflowPolicy::DropOldest,
         }
     }

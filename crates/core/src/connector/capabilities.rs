@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::model::Position;
+
 /// What the rules of a stream need to know of its platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
@@ -89,6 +91,19 @@ pub enum Resume {
     None,
     /// Events have dense numbers. The platform replays them from a number for a limited time.
     Sequence,
+    /// The platform sends texts ([`Item::Position`](super::Item::Position)), and replays what follows such a text for a
+    /// limited time. Events have no order that Trunkline knows.
+    Opaque,
+}
+
+impl Resume {
+    /// Whether a session can resume after this position.
+    pub fn accepts(self, position: &Position) -> bool {
+        match position {
+            Position::Numbered(_) => self == Self::Sequence,
+            Position::Opaque(_) => self == Self::Opaque,
+        }
+    }
 }
 
 /// What a second socket does to the first. It decides the order of a rotation.

@@ -1,7 +1,7 @@
 //! A dialect for tests: all that a new platform takes is in this file, and one line in the registry.
 //!
-//! Its frames are lines: `ok` accepts the opening exchange, `no` refuses it, `T:TEXT` is an event of the type T. A line
-//! `cursor=C` names the cursor of the next poll.
+//! Its frames are lines: `ok` accepts the opening exchange, `no` refuses it, `T:TEXT` is an event of the type T, and
+//! `@TEXT` is a position. A line `cursor=C` names the cursor of the next poll.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ impl Dialect for Settings {
         Capabilities {
             transport: self.transport,
             opening: self.opening.clone(),
-            resume: Resume::None,
+            resume: Resume::Opaque,
             overlap: Overlap::Duplicate,
             probe: Probe::Text(self.probe.clone()),
             liveness: Liveness::Reply,
@@ -93,7 +93,7 @@ impl Dialect for Settings {
     }
 
     fn resume_url(&self, url: &str, position: &Position) -> String {
-        format!("{url}?{}={position}", self.resume_parameter)
+        format!("{url}?{}={}", self.resume_parameter, percent_encoded(&position.to_string()))
     }
 
     /// The cursor replaces the resume parameter.
@@ -123,6 +123,10 @@ impl Dialect for Settings {
             ("no", _) => Item::Notice(Notice::OpeningRefused),
             ("pong", _) => Item::ProbeAck,
             (line, _) if line.starts_with(CURSOR) => Item::Heartbeat,
+            (position, _) if position.starts_with('@') => match Position::opaque(&position[1..]) {
+                Some(position) => Item::Position(position),
+                None => Item::Undecoded(text.slice_ref(line).into_bytes()),
+            },
             (_, Some((kind, body))) => Item::Event(event(text, kind, body, received)),
             (_, None) => Item::Undecoded(text.slice_ref(line).into_bytes()),
         }));
@@ -168,6 +172,15 @@ fn event(frame: &ByteString, kind: &str, body: &str, received: Timestamp) -> Eve
         body: Body::Json(frame.slice_ref(body)),
         received,
     }
+}
+
+/// A text as the value of a query parameter.
+fn percent_encoded(text: &str) -> String {
+    let encoded = |byte: u8| match byte.is_ascii_alphanumeric() {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encoded).collect()
 }
 
 /// One call that returns the socket's path.
@@ -303,6 +316,16 @@ mod tests {
     }
 
     #[test]
+    fn a_position_that_is_too_long_is_undecoded() {
+        let connector = Connector::Dummy(settings(Transport::LongPoll));
+        let mut items = Vec::new();
+        let long = format!("@{}", "x".repeat(Position::LEN_MAX + 1));
+        let text = format!("@a:b\n{long}");
+        connector.decode(Frame::Text(text.into()), Timestamp(0), &mut items);
+        assert_eq!(items, [Item::Position(Position::opaque("a:b").unwrap()), Item::Undecoded(long.into())]);
+    }
+
+    #[test]
     fn a_session_without_an_opening_exchange_is_live_after_the_answer_to_its_probe() {
         for transport in TRANSPORTS {
             let settings = Settings { opening: Opening::default(), ..settings(transport) };
@@ -401,7 +424,12 @@ mod tests {
         let connector = Connector::Dummy(settings.clone());
         let endpoint = settings.endpoint();
         assert_eq!(endpoint.credential, Credential::Query("key".to_owned()));
-        assert_eq!(connector.url(&endpoint, Some(&Position::Numbered(Sequence(7)))), "wss://dummy.test?after=7");
+        for (position, url) in [
+            (Position::Numbered(Sequence(7)), "wss://dummy.test?after=7"),
+            (Position::opaque("a b&c").unwrap(), "wss://dummy.test?after=a%20b%26c"),
+        ] {
+            assert_eq!(connector.url(&endpoint, Some(&position)), url);
+        }
         let verdict = |code| connector.classify(&Failure::Closed { code, reason: String::new() });
         assert_eq!([4401, 1008, 4001].map(verdict), [Verdict::RefreshToken, Verdict::RefreshToken, Verdict::BackOff]);
         let class = |code| connector.failure_class(&Failure::Closed { code, reason: String::new() });

@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use bytestring::ByteString;
 
-use crate::model::Event;
+use crate::model::{Event, Position};
 
 /// A frame as the transport received it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,9 @@ pub enum Frame {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
     Event(Event),
+    /// An opaque position after all events in front of it, of this frame and of earlier ones. It needs no event: the
+    /// answer to a poll has one also if nothing happened.
+    Position(Position),
     /// A sign of life without content.
     Heartbeat,
     /// The answer to a [`Probe::Text`](super::Probe::Text). Each probe gets one answer, in order.

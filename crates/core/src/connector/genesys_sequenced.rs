@@ -345,6 +345,7 @@ mod tests {
             }
             Item::Undecoded(bytes) => format!("undecoded {}", bytes.len()),
             Item::Heartbeat | Item::ProbeAck | Item::Accepted => "alive".to_owned(),
+            Item::Position(position) => format!("position {position}"),
             Item::Notice(notice) => format!("{notice:?}"),
         };
         items.iter().map(show).collect()
@@ -434,7 +435,12 @@ mod tests {
     fn time_and_correlation_are_used_where_they_are_valid() {
         let read_one = |frame: &str| match read(frame).remove(0) {
             Item::Event(event) => (event.time.map(|time| time.to_string()), event.correlation.map(|id| id.to_string())),
-            other @ (Item::Heartbeat | Item::ProbeAck | Item::Accepted | Item::Notice(_) | Item::Undecoded(_)) => {
+            other @ (Item::Position(_)
+            | Item::Heartbeat
+            | Item::ProbeAck
+            | Item::Accepted
+            | Item::Notice(_)
+            | Item::Undecoded(_)) => {
                 panic!("{other:?}")
             }
         };

@@ -371,6 +371,7 @@ fn fatal_notice(item: &Item) -> Option<Notice> {
         ) => Some(notice.clone()),
         Item::Notice(Notice::Closing | Notice::TokenRevoked)
         | Item::Event(_)
+        | Item::Position(_)
         | Item::Heartbeat
         | Item::ProbeAck
         | Item::Accepted

@@ -69,9 +69,9 @@ pub struct Stream {
 impl Stream {
     /// A stream that owns its log and continues at its head. It waits for a token.
     pub fn new(settings: Settings, head: LogHead, now: Moment) -> Self {
-        let validated = head.validated_for(settings.feed);
-        let position = validated.head.position();
-        let owner = Owner::new(&settings, &settings.connector.capabilities(), position, now);
+        let capabilities = settings.connector.capabilities();
+        let validated = head.validated_for(settings.feed, capabilities.resume);
+        let owner = Owner::new(&settings, &capabilities, validated.head.position(), now);
         let mut stream = Self::with_role(settings, Role::Owner(Box::new(owner)), now);
         stream.last_received = LastReceived::restored(&validated.head, now);
         if validated.head.damaged {
@@ -189,7 +189,7 @@ impl Stream {
 
     /// Whether a standby compares its buffer with the newest entries of the log when it becomes the owner.
     pub fn compares_with_log(&self) -> bool {
-        self.capabilities.resume == Resume::None
+        self.capabilities.resume != Resume::Sequence
     }
 
     /// What the stream reads.
@@ -252,7 +252,7 @@ impl Stream {
         let url = self.settings.connector.url(&endpoint, position.as_ref());
         let dial = Dial { url, credential: endpoint.credential };
         self.reporter.push(Output::Dial { session, generation, dial });
-        if self.capabilities.resume == Resume::Sequence {
+        if self.capabilities.resume != Resume::None {
             self.reporter.report(StreamReport::Resuming(position));
         }
     }
@@ -364,8 +364,9 @@ impl Stream {
     fn flush(&mut self, now: Moment) {
         while let Role::Owner(owner) = &mut self.role {
             let is_appending = owner.is_appending();
-            let resume = self.capabilities.resume;
-            let Some(next) = owner.flush.next(&owner.intake, is_appending, resume, &mut self.link, now) else { return };
+            let is_resumable = owner.is_resumable(self.capabilities.resume);
+            let next = owner.flush.next(&owner.intake, is_appending, is_resumable, &mut self.link, now);
+            let Some(next) = next else { return };
             owner.flush = next;
             self.route(now);
             if next == Flush::Idle {
@@ -414,7 +415,7 @@ impl Stream {
 
     /// Makes a standby the owner of the log.
     fn take_ownership(&mut self, head: LogHead, stored: Vec<Event>, covered: bool, now: Moment) {
-        let validated = head.validated_for(self.settings.feed);
+        let validated = head.validated_for(self.settings.feed, self.capabilities.resume);
         let head = &validated.head;
         let owner = Owner::new(&self.settings, &self.capabilities, head.position(), now);
         let Some(Standby { buffer, .. }) = self.role.become_owner(owner) else { return };
@@ -423,8 +424,11 @@ impl Stream {
         if head.damaged {
             self.mark_gap(Gap::unknown(GapReason::Store), now);
         }
-        if validated.is_other_feed {
-            return self.own_after_feed_change(&validated, now);
+        // The last owner read another feed: the configurations of the replicas differ, or the feed was changed. Or the
+        // log's position is opaque, and only the platform can show which events of the buffer follow it.
+        let is_opaque = self.capabilities.resume == Resume::Opaque && head.position().is_some();
+        if validated.is_other_feed || is_opaque {
+            return self.restart_at(&validated, now);
         }
         if !self.link.is_live() {
             self.last_received = LastReceived::restored(head, now);
@@ -435,7 +439,7 @@ impl Stream {
         let is_doubtful = self.link.is_live() && !head.damaged;
         match self.capabilities.resume {
             Resume::Sequence => self.own_numbered(buffer, head, is_doubtful && !covered, now),
-            Resume::None => self.own_unnumbered(buffer, stored, is_doubtful.then_some(covered), now),
+            Resume::Opaque | Resume::None => self.own_unnumbered(buffer, stored, is_doubtful.then_some(covered), now),
         }
     }
 
@@ -449,10 +453,8 @@ impl Stream {
         }
     }
 
-    /// The last owner read another feed: the configurations of the replicas differ, or the feed was changed. The
-    /// sessions may have been dialled with a position of the other feed, so that they start again and their events are
-    /// dropped.
-    fn own_after_feed_change(&mut self, validated: &ValidatedHead, now: Moment) {
+    /// The sessions were not dialled at the log's position: they start again there, and their events are dropped.
+    fn restart_at(&mut self, validated: &ValidatedHead, now: Moment) {
         self.last_received = LastReceived::restored(&validated.head, now);
         self.apply_head(validated);
         if !self.link.is_stopped() {

@@ -16,11 +16,20 @@ pub(super) struct GapTicket(pub(super) u64);
 pub(super) struct PendingEntry {
     pub(super) event: Event,
     pub(super) ticket: Option<GapTicket>,
+    /// The position after this entry; none if the entry does not change it.
+    pub(super) position: Option<Position>,
+}
+
+impl PendingEntry {
+    /// An event of a numbered stream.
+    pub(super) fn numbered(event: Event) -> Self {
+        Self { position: event.sequence.map(Position::Numbered), ..event.into() }
+    }
 }
 
 impl From<Event> for PendingEntry {
     fn from(event: Event) -> Self {
-        Self { event, ticket: None }
+        Self { event, ticket: None, position: None }
     }
 }
 
@@ -142,13 +151,21 @@ impl Buffer {
         self.bytes -= dropped.event.weight();
         let after = &self.last_passed;
         self.shed.get_or_insert_with(|| Shed { count: 0, after: after.clone() }).count += 1;
-        self.track_position(&dropped.event);
+        self.track_position(dropped.position);
         1
     }
 
-    fn track_position(&mut self, event: &Event) {
-        if let Some(sequence) = event.sequence {
-            self.last_passed = Some(Position::Numbered(sequence));
+    /// Everything in the queue is in front of this position.
+    pub(super) fn set_position(&mut self, position: Position) {
+        match self.pending.back_mut() {
+            Some(newest) => newest.position = Some(position),
+            None => self.last_passed = Some(position),
+        }
+    }
+
+    fn track_position(&mut self, position: Option<Position>) {
+        if position.is_some() {
+            self.last_passed = position;
         }
     }
 
@@ -160,9 +177,9 @@ impl Buffer {
             batch.events.push(self.shed_gap(&shed).event(received));
         }
         while batch.events.len() < self.append_max && batch.bytes < BATCH_BYTES_MAX {
-            let Some(PendingEntry { event, ticket }) = self.pending.pop_front() else { break };
+            let Some(PendingEntry { event, ticket, position }) = self.pending.pop_front() else { break };
             batch.bytes += event.weight();
-            self.track_position(&event);
+            self.track_position(position);
             batch.tickets.extend(ticket.map(|ticket| (batch.events.len(), ticket)));
             batch.events.push(event);
         }
@@ -190,7 +207,7 @@ mod tests {
     fn event(sequence: u64) -> PendingEntry {
         let mut event = Event::internal("e", &sequence, Timestamp(0));
         event.sequence = Some(Sequence(sequence));
-        event.into()
+        PendingEntry::numbered(event)
     }
 
     #[test]
@@ -247,11 +264,32 @@ mod tests {
     }
 
     #[test]
+    fn a_position_is_appended_with_the_events_in_front_of_it() {
+        let text = |text| Position::opaque(text).unwrap();
+        let opaque = || PendingEntry::from(Event::internal("e", &(), Timestamp(0)));
+        let mut buffer = Buffer::new(limits(3, 2), OverflowPolicy::DropOldest, Some(text("a")));
+        buffer.push(opaque());
+        buffer.push(opaque());
+        buffer.push(opaque());
+        buffer.set_position(text("b"));
+        assert_eq!(buffer.take(Timestamp(0)).unwrap().position, Some(text("a")), "the third event is missing");
+        assert_eq!(buffer.take(Timestamp(0)).unwrap().position, Some(text("b")));
+        buffer.set_position(text("c"));
+        assert_eq!(buffer.last_passed(), Some(text("c")), "a position needs no event");
+        buffer.push(opaque());
+        buffer.set_position(text("d"));
+        (0..3).for_each(|_| {
+            buffer.push(opaque());
+        });
+        assert_eq!(buffer.last_passed(), Some(text("d")), "its event was dropped");
+    }
+
+    #[test]
     fn a_batch_is_bounded_by_count_and_its_gaps_stay_in_place() {
         let mut buffer = Buffer::new(limits(10_000, 2_000), OverflowPolicy::Backpressure, None);
         buffer.push(event(1));
         let gap = Gap::unknown(GapReason::Store).event(Timestamp(0));
-        buffer.push(PendingEntry { event: gap, ticket: Some(GapTicket(7)) });
+        buffer.push(PendingEntry { ticket: Some(GapTicket(7)), ..gap.into() });
         (2..5_000).for_each(|sequence| {
             buffer.push(event(sequence));
         });

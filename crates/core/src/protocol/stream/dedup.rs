@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    model::{Body, Event},
+    model::{Body, Event, Position},
     protocol::session::SessionId,
 };
 
@@ -48,6 +48,7 @@ struct HeldSuccessor {
 #[expect(clippy::large_enum_variant, reason = "a discontinuity is rare")]
 pub(super) enum HeldItem {
     Event(SessionId, Event),
+    Position(SessionId, Position),
     /// Here one successor was lost and the next began. It is a gap unless the old session answers its probe.
     Discontinuity,
 }
@@ -94,7 +95,7 @@ impl DedupWindow {
     /// The newest session that waits is lost.
     pub(super) fn lose_successor(&mut self) {
         if let Some(successor) = &mut self.successor
-            && matches!(successor.held.last(), Some(HeldItem::Event(..)))
+            && !matches!(successor.held.last(), None | Some(HeldItem::Discontinuity))
         {
             successor.held.push(HeldItem::Discontinuity);
         }
@@ -117,6 +118,12 @@ impl DedupWindow {
             }
             Some(_) | None => Some(event),
         }
+    }
+
+    /// Holds a position if its session has to wait. Returns whether it does.
+    pub(super) fn hold_position(&mut self, position: &Position, session: SessionId) -> bool {
+        let successor = self.successor.as_mut().filter(|successor| session >= successor.first);
+        successor.map(|successor| successor.held.push(HeldItem::Position(session, position.clone()))).is_some()
     }
 
     pub(super) fn held(&self) -> usize {

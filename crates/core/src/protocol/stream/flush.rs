@@ -1,10 +1,7 @@
 //! The flush before a handover: everything that the successor may have missed becomes durable.
 
 use super::{intake::Intake, link::Link};
-use crate::{
-    connector::Resume,
-    protocol::{Moment, session::SessionId},
-};
+use crate::protocol::{Moment, session::SessionId};
 
 /// The progress of a flush that a live successor requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,16 +21,14 @@ impl Flush {
         self,
         intake: &Intake,
         is_appending: bool,
-        resume: Resume,
+        is_resumable: bool,
         link: &mut Link,
         now: Moment,
     ) -> Option<Self> {
         match self {
             Self::Idle => None,
             // The successor asks the platform for what it missed, unless the log stalls for longer than the retention.
-            Self::Requested if resume == Resume::Sequence => {
-                intake.queued().filter(|_| link.is_live()).map(Self::Acked)
-            }
+            Self::Requested if is_resumable => intake.queued().filter(|_| link.is_live()).map(Self::Acked),
             Self::Requested => link.probe_live_session(now).map(Self::Probing),
             Self::Probing(session) => match link.has_session_acked(session) {
                 None => Some(Self::Requested),

@@ -41,8 +41,8 @@ pub(super) struct Intake {
 enum Numbering {
     /// By the platform's sequence numbers. `gap_at`: when the gap of an abandoned position is marked without its end.
     Numbered { sequencer: Box<Sequencer>, gap_at: Option<Instant> },
-    /// By comparing events while sessions overlap.
-    Unnumbered { dedup: Option<DedupWindow> },
+    /// By comparing events while sessions overlap. `position`: the newest one, if the platform sends opaque ones.
+    Unnumbered { dedup: Option<DedupWindow>, position: Option<Position> },
 }
 
 /// What the caller must report after events were accepted.
@@ -64,7 +64,7 @@ impl Intake {
                 let sequencer = Box::new(Sequencer::new(position.as_ref().and_then(Position::order)));
                 Numbering::Numbered { sequencer, gap_at: None }
             }
-            Resume::None => Numbering::Unnumbered { dedup: None },
+            Resume::Opaque | Resume::None => Numbering::Unnumbered { dedup: None, position: position.clone() },
         };
         let snapshot = settings.connector.snapshot(None);
         let limits =
@@ -85,7 +85,7 @@ impl Intake {
     pub(super) fn resume(&self) -> Option<Position> {
         match &self.numbering {
             Numbering::Numbered { sequencer, .. } => sequencer.resume().map(Position::Numbered),
-            Numbering::Unnumbered { .. } => None,
+            Numbering::Unnumbered { position, .. } => position.clone(),
         }
     }
 
@@ -107,7 +107,7 @@ impl Intake {
     pub(super) fn position(&self) -> Option<Position> {
         match &self.numbering {
             Numbering::Numbered { sequencer, .. } => sequencer.last().map(Position::Numbered),
-            Numbering::Unnumbered { .. } => None,
+            Numbering::Unnumbered { position, .. } => position.clone(),
         }
     }
 
@@ -124,28 +124,29 @@ impl Intake {
     fn dedup(&mut self) -> Option<&mut DedupWindow> {
         match &mut self.numbering {
             Numbering::Numbered { .. } => None,
-            Numbering::Unnumbered { dedup } => dedup.as_mut(),
+            Numbering::Unnumbered { dedup, .. } => dedup.as_mut(),
+        }
+    }
+
+    fn dedup_window(&self) -> Option<&DedupWindow> {
+        match &self.numbering {
+            Numbering::Numbered { .. } => None,
+            Numbering::Unnumbered { dedup, .. } => dedup.as_ref(),
         }
     }
 
     /// Whether events of several sessions are compared.
     pub(super) fn uses_dedup(&self) -> bool {
-        matches!(&self.numbering, Numbering::Unnumbered { dedup: Some(_) })
+        self.dedup_window().is_some()
     }
 
-    /// How many items of a successor wait for the old session: events, and discontinuities between them.
+    /// How many items of a successor wait for the old session: events, positions, and discontinuities between them.
     pub(super) fn held_for_predecessor(&self) -> usize {
-        match &self.numbering {
-            Numbering::Numbered { .. } | Numbering::Unnumbered { dedup: None } => 0,
-            Numbering::Unnumbered { dedup: Some(dedup) } => dedup.held(),
-        }
+        self.dedup_window().map_or(0, DedupWindow::held)
     }
 
     fn held_for_predecessor_bytes(&self) -> usize {
-        match &self.numbering {
-            Numbering::Numbered { .. } | Numbering::Unnumbered { dedup: None } => 0,
-            Numbering::Unnumbered { dedup: Some(dedup) } => dedup.held_bytes(),
-        }
+        self.dedup_window().map_or(0, DedupWindow::held_bytes)
     }
 
     /// How many entries ever went into the buffer; none while events wait for a snapshot or for another session.
@@ -182,8 +183,13 @@ impl Intake {
 
     /// The position must not be used any more.
     pub(super) fn abandon_position(&mut self, reason: GapReason) {
-        if let Numbering::Numbered { sequencer, .. } = &mut self.numbering {
-            sequencer.abandon(reason);
+        match &mut self.numbering {
+            Numbering::Numbered { sequencer, .. } => sequencer.abandon(reason),
+            Numbering::Unnumbered { position, .. } => {
+                if position.take().is_some() {
+                    self.outage_reason.get_or_insert(reason);
+                }
+            }
         }
     }
 
@@ -205,7 +211,7 @@ impl Intake {
 
     /// Two sessions bring the same events from here on.
     pub(super) fn start_overlap(&mut self) {
-        if let Numbering::Unnumbered { dedup } = &mut self.numbering {
+        if let Numbering::Unnumbered { dedup, .. } = &mut self.numbering {
             dedup.get_or_insert_default().resume();
         }
     }
@@ -237,6 +243,7 @@ impl Intake {
         for held in held.into_iter().flatten() {
             match held {
                 HeldItem::Event(session, event) => self.accept_event(event, session, now, outcome),
+                HeldItem::Position(session, position) => self.accept_position(position, session),
                 HeldItem::Discontinuity => self.record_gap(Gap::unknown(GapReason::NoReplay), now, outcome),
             }
         }
@@ -262,6 +269,7 @@ impl Intake {
         for item in items {
             match item {
                 Item::Event(event) => self.accept_event(event, session, now, &mut outcome),
+                Item::Position(position) => self.accept_position(position, session),
                 Item::Undecoded(frame) => {
                     outcome.undecoded.push(frame.len());
                     self.accept_event(Event::undecoded(frame, now.wall), session, now, &mut outcome);
@@ -281,8 +289,8 @@ impl Intake {
                 }
                 self.apply_decisions(now, outcome);
             }
-            Numbering::Unnumbered { dedup: None } => self.push(event.into(), outcome),
-            Numbering::Unnumbered { dedup: Some(dedup) } => {
+            Numbering::Unnumbered { dedup: None, .. } => self.push(event.into(), outcome),
+            Numbering::Unnumbered { dedup: Some(dedup), .. } => {
                 let Some(event) = dedup.hold(event, session) else { return };
                 if dedup.insert(&event, session, now.at) {
                     self.push(event.into(), outcome);
@@ -290,6 +298,19 @@ impl Intake {
                     outcome.duplicates += 1;
                 }
             }
+        }
+    }
+
+    /// The events of the session so far are in front of this position.
+    fn accept_position(&mut self, received: Position, session: SessionId) {
+        let Numbering::Unnumbered { dedup, position } = &mut self.numbering else { return };
+        if dedup.as_mut().is_some_and(|dedup| dedup.hold_position(&received, session)) {
+            return;
+        }
+        *position = Some(received.clone());
+        match self.recovery.newest_held() {
+            Some(newest) => newest.position = Some(received),
+            None => self.buffer.set_position(received),
         }
     }
 
@@ -303,7 +324,7 @@ impl Intake {
         now: Moment,
         outcome: &mut IntakeOutcome,
     ) {
-        let Numbering::Unnumbered { dedup } = &mut self.numbering else { return };
+        let Numbering::Unnumbered { dedup, .. } = &mut self.numbering else { return };
         let dedup = dedup.get_or_insert_default();
         for entry in stored {
             dedup.insert(entry, LOG_SESSION, now.at);
@@ -330,12 +351,8 @@ impl Intake {
 
     /// Whether the events that wait for a missing number would fill the buffer when they are released.
     pub(super) fn is_reorder_full(&self) -> bool {
-        match &self.numbering {
-            Numbering::Numbered { sequencer, .. } => {
-                self.buffer.is_limit(2 * sequencer.held(), 2 * sequencer.held_bytes())
-            }
-            Numbering::Unnumbered { .. } => false,
-        }
+        matches!(&self.numbering, Numbering::Numbered { sequencer, .. }
+            if self.buffer.is_limit(2 * sequencer.held(), 2 * sequencer.held_bytes()))
     }
 
     /// Whether a refetch is in progress.
@@ -357,7 +374,7 @@ impl Intake {
         let mut decisions = std::mem::take(&mut self.decisions);
         for decision in decisions.drain(..) {
             match decision {
-                Decision::Accepted(event) => self.push(event.into(), outcome),
+                Decision::Accepted(event) => self.push(PendingEntry::numbered(event), outcome),
                 Decision::Duplicates(count) => outcome.duplicates += count,
                 Decision::Refetch => outcome.refetch = true,
                 Decision::Gap(gap) => self.record_gap(gap, now, outcome),
@@ -370,7 +387,7 @@ impl Intake {
     pub(super) fn record_gap(&mut self, gap: Gap, now: Moment, outcome: &mut IntakeOutcome) {
         self.tickets += 1;
         let ticket = GapTicket(self.tickets);
-        self.push(PendingEntry { event: gap.event(now.wall), ticket: Some(ticket) }, outcome);
+        self.push(PendingEntry { ticket: Some(ticket), ..gap.event(now.wall).into() }, outcome);
         self.recovery.start(ticket, gap.reason, self.snapshot.clone(), now.at);
         outcome.gaps.push(gap);
     }
@@ -415,7 +432,7 @@ impl Intake {
                     self.record_gap(gap, now, &mut outcome);
                 }
             }
-            Numbering::Unnumbered { dedup } => {
+            Numbering::Unnumbered { dedup, .. } => {
                 dedup.take_if(|dedup| dedup.ends_at().is_some_and(|at| now.at >= at));
             }
         }
@@ -425,7 +442,7 @@ impl Intake {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let numbering = match &self.numbering {
             Numbering::Numbered { sequencer, gap_at } => sequencer.poll_timeout().into_iter().chain(*gap_at).min(),
-            Numbering::Unnumbered { dedup } => dedup.as_ref().and_then(DedupWindow::ends_at),
+            Numbering::Unnumbered { dedup, .. } => dedup.as_ref().and_then(DedupWindow::ends_at),
         };
         numbering.into_iter().chain(self.recovery.poll_timeout()).min()
     }

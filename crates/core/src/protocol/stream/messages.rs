@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    connector::{Failure, Frame, OpeningMessage, Probe, RefusedTopic, RestRequest, RestResponse},
+    connector::{Failure, Frame, OpeningMessage, Probe, RefusedTopic, RestRequest, RestResponse, Resume},
     model::{Checkpoint, Event, FeedId, GapReason, Mark, Position, Sequence},
     protocol::session::{Dial, SessionId},
 };
@@ -112,11 +112,12 @@ pub(super) struct ValidatedHead {
 }
 
 impl LogHead {
-    /// Drops the position of another feed. A checkpoint without a feed, which an earlier version stored, is valid.
-    pub(super) fn validated_for(self, feed: FeedId) -> ValidatedHead {
+    /// Drops the position of another feed, or of another kind than the platform's. A checkpoint without a feed, which an
+    /// earlier version stored, is valid.
+    pub(super) fn validated_for(self, feed: FeedId, resume: Resume) -> ValidatedHead {
         let stored = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.feed);
         let is_other_feed = stored.is_some_and(|stored| stored != feed);
-        let position = self.position().filter(|_| !is_other_feed);
+        let position = self.position().filter(|position| !is_other_feed && resume.accepts(position));
         let reason = if is_other_feed { GapReason::Reset } else { GapReason::NoReplay };
         let gap_reason = self.checkpoint.as_ref().map(|_| reason);
         let checkpoint = self.checkpoint.map(|known| Checkpoint { position, ..known });
@@ -184,7 +185,7 @@ pub enum StreamReport {
     Connected(bool),
     /// The log was written from another feed. Its position is not used.
     FeedChanged,
-    /// A numbered stream resumes after this position.
+    /// A stream that can resume does so after this position.
     Resuming(Option<Position>),
     Gap {
         reason: GapReason,

@@ -10,7 +10,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    connector::Capabilities,
+    connector::{Capabilities, Resume},
     model::{Event, Gap, Mark, Offset, Position},
     protocol::Moment,
 };
@@ -26,6 +26,8 @@ pub(super) struct Owner {
     pub(super) flush: Flush,
     append: Option<AppendInFlight>,
     checkpointed_at: Instant,
+    /// The log, or the append in flight, has a position.
+    has_position: bool,
 }
 
 /// The append that is not durable yet.
@@ -44,8 +46,9 @@ impl Owner {
         position: Option<Position>,
         now: Moment,
     ) -> Self {
+        let has_position = position.is_some();
         let intake = Intake::new(settings, capabilities, position);
-        Self { intake, flush: Flush::Idle, append: None, checkpointed_at: now.at }
+        Self { intake, flush: Flush::Idle, append: None, checkpointed_at: now.at, has_position }
     }
 
     pub(super) fn on_path_input(&mut self, input: PathInput, now: Moment) -> IntakeOutcome {
@@ -95,6 +98,15 @@ impl Owner {
         self.intake.is_refetching() && (self.applies_backpressure() || self.intake.is_reorder_full())
     }
 
+    /// Whether a successor asks the platform for everything that is not in the log.
+    pub(super) fn is_resumable(&self, resume: Resume) -> bool {
+        match resume {
+            Resume::Sequence => true,
+            Resume::Opaque => self.has_position,
+            Resume::None => false,
+        }
+    }
+
     pub(super) fn is_appending(&self) -> bool {
         self.append.is_some()
     }
@@ -128,6 +140,7 @@ impl Owner {
         };
         self.append = Some(append);
         self.checkpointed_at = now.at;
+        self.has_position = position.is_some();
         Some((events, position))
     }
 

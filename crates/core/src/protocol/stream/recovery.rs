@@ -130,6 +130,11 @@ impl Recovery {
         self.held.push_back(pending);
     }
 
+    /// The newest entry that waits.
+    pub(super) fn newest_held(&mut self) -> Option<&mut PendingEntry> {
+        self.held.back_mut()
+    }
+
     /// A gap entry exists. Its snapshot is fetched now, or when the entry is released.
     pub(super) fn start(&mut self, ticket: GapTicket, reason: GapReason, requests: Vec<RestRequest>, now: Instant) {
         if requests.is_empty() {

@@ -76,6 +76,8 @@ impl Standby {
             match item {
                 Item::Event(event) => self.buffer.push(session, event, now.at),
                 Item::Undecoded(frame) => self.buffer.push(session, Event::undecoded(frame, now.wall), now.at),
+                // After a takeover the sessions start again at the position of the log.
+                Item::Position(_) => (),
                 Item::Notice(_) | Item::Heartbeat | Item::ProbeAck | Item::Accepted => (),
             }
         }

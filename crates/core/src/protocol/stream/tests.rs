@@ -2,6 +2,7 @@
 
 mod feed_change;
 mod handover;
+mod opaque_position;
 mod script_runner;
 
 use self::script_runner::{

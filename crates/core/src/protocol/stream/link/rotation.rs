@@ -161,14 +161,18 @@ impl Link {
 
     /// The successor is live.
     fn overlap(&mut self, mut old: Session, new: Session, now: Moment) {
-        let (overlap_until, overlap_deadline) = match self.capabilities.resume {
-            // The successor repeats what the old session may not have brought.
-            Resume::Sequence => (now.at, now.at),
-            Resume::None => {
-                self.apply(PathInput::SuccessorHeld(new.id()));
-                send_flush_probe(&mut old, &mut self.outputs, now);
-                (now.at + OVERLAP_MIN, now.at + OVERLAP_MAX)
-            }
+        // It repeats what the old session may not have brought.
+        let repeats = match self.capabilities.resume {
+            Resume::Sequence => true,
+            Resume::Opaque => self.resumed_session == Some(new.id()),
+            Resume::None => false,
+        };
+        let (overlap_until, overlap_deadline) = if repeats {
+            (now.at, now.at)
+        } else {
+            self.apply(PathInput::SuccessorHeld(new.id()));
+            send_flush_probe(&mut old, &mut self.outputs, now);
+            (now.at + OVERLAP_MIN, now.at + OVERLAP_MAX)
         };
         self.state = LinkState::Overlapping { old, new, overlap_until, overlap_deadline, rotation: None };
         self.end_overlap_if_due(now);

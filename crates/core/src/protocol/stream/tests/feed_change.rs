@@ -30,7 +30,7 @@ fn the_position_of_another_feed_is_not_used_and_the_reason_of_the_gap_follows() 
         (None, None, None, GapReason::NoReplay),
         (Some(other_feed()), None, None, GapReason::Reset),
     ] {
-        let validated = written_from(stored, last).validated_for(own);
+        let validated = written_from(stored, last).validated_for(own, Resume::Sequence);
         let position = validated.head.position().and_then(|position| position.order()).map(|number| number.0);
         assert_eq!((position, validated.gap_reason), (used, Some(reason)), "{stored:?} {last:?}");
         assert_eq!(validated.is_other_feed, reason == GapReason::Reset, "{stored:?} {last:?}");
@@ -40,7 +40,7 @@ fn the_position_of_another_feed_is_not_used_and_the_reason_of_the_gap_follows() 
             "how long it was silent"
         );
     }
-    let empty = LogHead::default().validated_for(own);
+    let empty = LogHead::default().validated_for(own, Resume::Sequence);
     assert_eq!((empty.is_other_feed, empty.gap_reason), (false, None), "a new log has nothing to miss");
 }
 

@@ -81,6 +81,10 @@ pub(super) fn checkpoint(last: u64) -> Checkpoint {
     Checkpoint { position: Some(Position::Numbered(Sequence(last))), last_received_at: Timestamp(WALL), feed: None }
 }
 
+pub(super) fn opaque_checkpoint(text: &str) -> Checkpoint {
+    Checkpoint { position: Position::opaque(text), ..checkpoint(0) }
+}
+
 pub(super) fn position(last: u64) -> LogHead {
     LogHead { checkpoint: Some(checkpoint(last)), damaged: false }
 }
@@ -169,6 +173,7 @@ impl ScriptRunner {
                 id,
                 r#"{"topicName":"channel.metadata","eventBody":{"message":"WebSocket Heartbeat"}}"#.to_owned(),
             ),
+            "lines" => frame(id, words.replace(' ', "\n")),
             "revoke" => frame(id, r#"{"topicName":"v2.system.token_revoked.u-1","eventBody":{}}"#.to_owned()),
             "notice" => frame(id, r#"{"topicName":"v2.system.socket_closing","eventBody":{}}"#.to_owned()),
             "answer" => {
@@ -274,6 +279,7 @@ fn take_over(last: &str, stored: &str, covered: bool, feed: Option<FeedId>) -> I
     let checkpoint = |last: &str| match last {
         "new" => None,
         "-" => Some(Checkpoint { position: None, last_received_at: Timestamp(WALL), feed }),
+        opaque if opaque.starts_with('@') => Some(opaque_checkpoint(&opaque[1..])),
         number => Some(Checkpoint { feed, ..checkpoint(number.parse().unwrap()) }),
     };
     let stored = stored.split(' ').filter(|body| !body.is_empty()).map(stored_event).collect();
