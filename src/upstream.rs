@@ -50,9 +50,8 @@ pub struct StreamStatus {
     pub stream: StreamName,
     pub account: AccountName,
     pub connector: &'static str,
-    /// One of `starting`, `connecting`, `live`, `degraded` (live, but some configured topics are not received),
-    /// `recovering`, `backing-off`, `paused`, `failed`. For a stream of another replica: `live` or `degraded` there.
-    pub state: &'static str,
+    /// For a stream of another replica: `live` or `degraded` there.
+    pub state: StreamState,
     /// The replica that owns the stream; none while no owner is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
@@ -316,7 +315,7 @@ impl StreamEntry {
             stream: name.clone(),
             account: self.account.clone(),
             connector: self.connector,
-            state: self.state().as_str(),
+            state: self.state(),
             holder: self.view.as_ref().and_then(HolderView::holder).map(|holder| holder.to_string()),
             last: Mark { epoch: end.lineage.current(), offset: end.last },
             position: stats.position.as_ref().map(ToString::to_string),

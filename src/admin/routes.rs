@@ -144,7 +144,7 @@ async fn refresh(State(operators): State<Arc<AdminState>>, PathName(name): PathN
 impl AdminState {
     fn report(&self) -> ReadinessReport {
         let statuses = self.parts.streams.statuses();
-        let streams = statuses.iter().map(|status| (status.stream.clone(), status.state)).collect();
+        let streams = statuses.iter().map(|status| (status.stream.clone(), status.state.as_str())).collect();
         let reason = |status: StreamStatus| Some((status.stream, status.last_error?));
         ReadinessReport {
             store: self.parts.store.health(),

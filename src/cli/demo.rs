@@ -30,6 +30,7 @@ use crate::{
     config::{self, Config, Environment},
     event_log::{LogReader, Read},
     model::{Offset, Span, StreamName},
+    protocol::stream::StreamState,
     simulator::{self, EmissionLedger, FaultScript, Simulator},
     telemetry::logs,
 };
@@ -217,14 +218,14 @@ fn counters(app: &App, platform: &Simulator) -> Counters {
         rotations: statuses.iter().map(|status| status.rotations).sum(),
         gaps: statuses.iter().map(|status| (status.stream.to_string(), status.gaps)).collect(),
         silence: statuses.iter().filter_map(|status| status.silent_seconds).fold(0.0, f64::max),
-        settled: platform.pending_faults() == 0 && statuses.iter().all(|status| status.state == "live"),
+        settled: platform.pending_faults() == 0 && statuses.iter().all(|status| status.state == StreamState::Live),
     }
 }
 
 fn progress(app: &App, seconds: u64) -> String {
     let mut line = format!("{seconds:>4} s");
     for status in app.streams().statuses() {
-        let (stream, state, last) = (&status.stream, status.state, status.last.offset);
+        let (stream, state, last) = (&status.stream, status.state.as_str(), status.last.offset);
         let (rotations, reconnects, gaps) = (status.rotations, status.reconnects, status.gaps);
         line.push_str(&format!(
             "  |  {stream} {state}: {last} entries, {rotations} rotations, {reconnects} reconnects, {gaps} gaps"

@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn a_stream_has_few_series() {
         let name: StreamName = "few-series".parse().unwrap();
-        StreamMetrics::new(&name).set_state("live");
+        StreamMetrics::new(&name).set_state(crate::protocol::stream::StreamState::Live);
         subscribers_lag(&name, 1);
         let page = page();
         let series = page.lines().filter(|line| line.contains("stream=\"few-series\"")).count();

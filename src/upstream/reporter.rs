@@ -32,7 +32,7 @@ pub(super) struct StreamReporter {
 impl StreamReporter {
     pub(super) fn new(stream: &StreamName, rules: &Settings) -> Self {
         let metrics = metrics::StreamMetrics::new(stream);
-        metrics.set_state(StreamState::Starting.as_str());
+        metrics.set_state(StreamState::Starting);
         Self {
             metrics,
             connector: rules.connector.clone(),
@@ -163,7 +163,7 @@ impl StreamReporter {
             is_new
         });
         self.set_error(StreamErrorKind::Log, text);
-        self.metrics.set_state(StreamState::Failed.as_str());
+        self.metrics.set_state(StreamState::Failed);
         if is_new {
             error!(
                 reason = why,
@@ -188,7 +188,7 @@ impl StreamReporter {
             Some(stats.machine_state)
         });
         if let Some(machine) = machine {
-            self.metrics.set_state(machine.as_str());
+            self.metrics.set_state(machine);
             info!(state = machine.as_str(), "log usable again");
         }
     }
@@ -254,7 +254,7 @@ impl StreamReporter {
             self.clear_error(StreamErrorKind::Session);
         }
         if is_shown {
-            self.metrics.set_state(state.as_str());
+            self.metrics.set_state(state);
             info!(state = state.as_str(), "stream state changed");
         }
     }

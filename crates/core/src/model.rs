@@ -7,6 +7,7 @@ mod envelope;
 mod event;
 mod feed;
 mod grant;
+pub(crate) mod labels;
 mod name;
 mod position;
 mod revocation;

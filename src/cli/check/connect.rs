@@ -16,6 +16,7 @@ use crate::{
     clock,
     config::Config,
     model::{AccountName, StreamName},
+    protocol::stream::StreamState,
     telemetry::chain,
     upstream::StreamStatus,
 };
@@ -112,7 +113,7 @@ fn progress_of_account(account: &AccountStatus) -> ConnectProgress {
 /// A stream whose account has no token has the progress of the account.
 fn progress_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) -> ConnectProgress {
     match (stream.state, &stream.last_error, account) {
-        ("live" | "degraded" | "failed", _, _) => ConnectProgress::Decided,
+        (StreamState::Live | StreamState::Degraded | StreamState::Failed, _, _) => ConnectProgress::Decided,
         (_, Some(_), _) => ConnectProgress::Failing,
         (_, None, Some(account)) if !has_token(account) => progress_of_account(account),
         (_, None, _) => ConnectProgress::Silent,
@@ -142,7 +143,7 @@ fn verdict_of_account(account: &AccountStatus) -> ConnectVerdict {
 }
 
 fn verdict_of_stream(stream: &StreamStatus, account: Option<&AccountStatus>) -> ConnectVerdict {
-    if !matches!(stream.state, "live" | "degraded") {
+    if !matches!(stream.state, StreamState::Live | StreamState::Degraded) {
         let why = || stream.last_error.clone().unwrap_or_else(|| "timeout: not live".to_owned());
         return if account.is_some_and(has_token) { ConnectVerdict::Failed(why()) } else { no_token(&stream.account) };
     }

@@ -15,7 +15,7 @@ fn answered() -> String {
         account: "acme".parse().unwrap(),
         connector: "genesys-notifications",
         holder: None,
-        state: "live",
+        state: crate::protocol::stream::StreamState::Live,
         last: Mark { epoch: Epoch(0x4f2a), offset: Offset(17) },
         position: None,
         events: 17,

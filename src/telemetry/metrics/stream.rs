@@ -5,15 +5,16 @@ use std::time::Duration;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use super::{METRICS, counter_vec, gauge_vec, histogram_vec};
-use crate::model::{GapReason, StreamName};
+use crate::{
+    model::{GapReason, StreamName},
+    protocol::stream::StreamState,
+};
 
 const ROTATION_TRIGGERS: [&str; 7] = ["token", "notice", "channel-end", "revoked", "operator", "gap", "drain"];
 const ROTATION_OUTCOMES: [&str; 2] = ["completed", "failed"];
 const NETWORK_CLASSES: [&str; 6] = ["network", "silence", "restart", "clean", "protocol", "refused"];
 const SNAPSHOT_OUTCOMES: [&str; 2] = ["taken", "failed"];
 const TOPIC_STATES: [&str; 3] = ["subscribed", "refused", "unserved"];
-const STATES: [&str; 8] =
-    ["starting", "connecting", "live", "degraded", "recovering", "backing-off", "paused", "failed"];
 
 /// The metrics of all streams.
 pub(super) struct StreamFamilies {
@@ -172,10 +173,14 @@ impl StreamMetrics {
         }
     }
 
-    /// Sets the state: one of `starting`, `connecting`, `live`, `degraded`, `recovering`, `backing-off`, `paused`, `failed`.
-    pub fn set_state(&self, state: &'static str) {
-        for other in STATES {
-            METRICS.streams.state.with_label_values(&[self.name.as_str(), other]).set(i64::from(other == state));
+    /// Sets the state.
+    pub fn set_state(&self, state: StreamState) {
+        for other in StreamState::ALL {
+            METRICS
+                .streams
+                .state
+                .with_label_values(&[self.name.as_str(), other.as_str()])
+                .set(i64::from(*other == state));
         }
     }
 
@@ -186,8 +191,8 @@ impl StreamMetrics {
 
     /// Resets the state when another replica owns the stream.
     pub fn clear(&self) {
-        for state in STATES {
-            METRICS.streams.state.with_label_values(&[self.name.as_str(), state]).set(0);
+        for state in StreamState::ALL {
+            METRICS.streams.state.with_label_values(&[self.name.as_str(), state.as_str()]).set(0);
         }
         self.connected.set(0);
         self.buffer.set(0);

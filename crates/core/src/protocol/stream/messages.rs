@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     connector::{Failure, Frame, OpeningMessage, Probe, RefusedTopic, RestRequest, RestResponse, Resume},
-    model::{Checkpoint, Event, FeedId, GapReason, Mark, Position, Sequence},
+    model::{Checkpoint, Event, FeedId, GapReason, Mark, Position, Sequence, labels::labels},
     protocol::session::{Dial, SessionId},
 };
 
@@ -229,32 +229,17 @@ pub struct TopicCoverage {
     pub missing: Vec<RefusedTopic>,
 }
 
-/// The state of a stream in metrics, logs and the admin API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StreamState {
-    Starting,
-    Connecting,
-    Live,
-    /// Live, without some of the configured topics.
-    Degraded,
-    Recovering,
-    BackingOff,
-    Paused,
-    Failed,
-}
-
-impl StreamState {
-    /// The word in metrics, logs and the admin API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Connecting => "connecting",
-            Self::Live => "live",
-            Self::Degraded => "degraded",
-            Self::Recovering => "recovering",
-            Self::BackingOff => "backing-off",
-            Self::Paused => "paused",
-            Self::Failed => "failed",
-        }
+labels! {
+    /// The state of a stream in metrics, logs and the admin API.
+    pub enum StreamState {
+        Starting = "starting",
+        Connecting = "connecting",
+        Live = "live",
+        /// Live, without some of the configured topics.
+        Degraded = "degraded",
+        Recovering = "recovering",
+        BackingOff = "backing-off",
+        Paused = "paused",
+        Failed = "failed",
     }
 }
