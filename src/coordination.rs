@@ -108,7 +108,7 @@ impl Replica {
         let failing = self.shared.renewal_failures.lock();
         match &*failing {
             (failures, Some(error)) if *failures >= RENEWAL_FAILURES_MAX => {
-                Err(format!("the membership of this replica is not renewed: {}", chain(error)))
+                Err(format!("the membership renewal of this replica fails: {}", chain(error)))
             }
             (_, _) => Ok(()),
         }

@@ -174,7 +174,7 @@ impl EventLog {
         let mut state = self.shared.store.claim_after(&self.shared.name, under, &seen).await?;
         if self.shared.is_wiped(&state.lineage, state.last) {
             let stream = &self.shared.name;
-            tracing::error!(%stream, "entries of the log are gone from the store; a gap follows");
+            tracing::error!(%stream, "the store lost log entries; recording a gap");
             state.damaged = true;
         }
         self.shared.reconcile(LogBounds {

@@ -154,8 +154,8 @@ pub(super) fn metrics(page: Bytes, gzip: bool, permit: OwnedSemaphorePermit) -> 
 /// Whether the client accepts gzip, which reduces the page to a twentieth.
 pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     let lines = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).any(|wish| {
-        let (name, weight) = wish.split_once(';').unwrap_or((wish, ""));
+    lines.flat_map(|line| line.split(',')).any(|coding| {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
         let refused = weight.trim().strip_prefix("q=").is_some_and(|weight| weight.parse() == Ok(0.0));
         name.trim().eq_ignore_ascii_case("gzip") && !refused
     })

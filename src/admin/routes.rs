@@ -127,7 +127,7 @@ fn command_route(command: OperatorCommand) -> MethodRouter<Arc<AdminState>> {
     let handler = async move |State(operators): State<Arc<AdminState>>, PathName(name): PathName| {
         let stream: StreamName = parse_name("stream", &name)?;
         operators.parts.streams.command(&stream, command).await.map_err(|error| command_problem(&stream, error))?;
-        tracing::info!(%stream, ?command, "admin request");
+        tracing::info!(%stream, command = command.as_str(), "admin request");
         Ok::<_, HttpProblem>(responses::accepted())
     };
     allow_methods("POST", post(handler))

@@ -26,7 +26,7 @@ pub(super) fn share_descriptors(config: &Config) -> descriptors::ConnectionBudge
             "fewer connections than http.connections: raise the hard limit of open files (ulimit -Hn, LimitNOFILE)"
         );
     } else {
-        tracing::info!(consumers, operators, descriptors = limit, "connection limits of the listeners");
+        tracing::info!(consumers, operators, descriptors = limit, "connection limits");
     }
     share
 }

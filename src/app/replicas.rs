@@ -71,6 +71,6 @@ pub(super) fn join(
     let shared_settings = SharedSettings::of(store.settings());
     let registry = Registry::new(store.connection().dedicated_within(limits), &from.prefix, me, shared_settings);
     let (replica, leases) = Replica::join(settings, registry, tasks);
-    tracing::info!(replica = %me, "joined");
+    tracing::info!(replica = %me, "replica joined");
     (Some(replica), leases)
 }

@@ -335,7 +335,7 @@ impl Refresher {
         }
         if let (Some(reason), Some(waiting)) = (reason, waiting) {
             let until_secs = waiting.until.map(seconds_until);
-            tracing::info!(waiting_for = reason.as_str(), until_secs, "token refresh waits");
+            tracing::info!(waiting_for = reason.as_str(), until_secs, "token refresh pending");
         }
     }
 }

@@ -29,6 +29,9 @@ pub struct CheckArgs {
     pub connect: bool,
 }
 
+/// Columns of a terminal line.
+const WIDTH: usize = 80;
+
 /// Writes the report of a valid configuration, and with `--connect` tests it against the platform.
 pub async fn run(args: &CheckArgs, environment: &Environment, out: &mut impl Write) -> Result<(), CliError> {
     let config = config::load(&args.config, environment)?;
@@ -53,25 +56,44 @@ fn report(config: &Config, out: &mut impl Write) -> io::Result<()> {
     })?;
     writeln!(out, "Listeners: consumers {}, admin {}.", config.http.listen.address(), config.admin.listen.address())?;
     let retention = &config.store.retention;
-    writeln!(
-        out,
-        "Every entry is stored {} before a consumer sees it. Retention per stream: {} entries, {} or {}, whichever is less.",
-        durability_text(&config.store),
-        retention.events,
-        crate::model::Span(retention.age),
-        crate::model::Size(retention.bytes),
-    )?;
-    writeln!(out, "A consumer receives every entry at least once and in order; a repeated entry has the same id.")?;
+    let (age, bytes) = (crate::model::Span(retention.age), crate::model::Size(retention.bytes));
+    let storage = durability_text(&config.store);
+    writeln!(out, "{}", wrapped(&format!("Every entry is stored {storage} before a consumer sees it."), ""))?;
+    let limits = format!("{} entries, {age} or {bytes}, whichever is reached first", retention.events);
+    writeln!(out, "{}", wrapped(&format!("Retention per stream: {limits}."), ""))?;
+    let delivery = "A consumer receives every entry at least once and in order; a repeated entry has the same id.";
+    writeln!(out, "{}", wrapped(delivery, ""))?;
     writeln!(out, "\nstore  ({})", store_kind_text(&config.store))?;
-    writeln!(out, "  may be lost        {}", config.store.possible_loss())?;
+    write_guarantee(out, "may be lost", &config.store.possible_loss())?;
     for (name, stream) in &config.streams {
         let guarantee = stream.guarantee();
         writeln!(out, "\nstream {name}  ({}, account {})", stream.connector.name(), stream.account)?;
-        writeln!(out, "  may be lost        {}", guarantee.lost)?;
-        writeln!(out, "  may be duplicated  {}", guarantee.duplicated)?;
-        writeln!(out, "  may be reordered   {}", guarantee.reordered)?;
+        write_guarantee(out, "may be lost", &guarantee.lost)?;
+        write_guarantee(out, "may be duplicated", &guarantee.duplicated)?;
+        write_guarantee(out, "may be reordered", &guarantee.reordered)?;
     }
     Ok(())
+}
+
+/// Writes one guarantee as two columns: the label, and the text below each other.
+fn write_guarantee(out: &mut impl Write, label: &str, text: &str) -> io::Result<()> {
+    writeln!(out, "{}", wrapped(&format!("  {label:<19}{text}"), &" ".repeat(21)))
+}
+
+/// The text in lines of at most [`WIDTH`] columns, if its words fit. Every line after the first starts with `indent`.
+fn wrapped(text: &str, indent: &str) -> String {
+    let (mut lines, mut column) = (String::new(), 0);
+    for word in text.split_inclusive(' ') {
+        if column > indent.len() && column + word.trim_end().chars().count() > WIDTH {
+            lines.truncate(lines.trim_end().len());
+            lines.push('\n');
+            lines.push_str(indent);
+            column = indent.len();
+        }
+        lines.push_str(word);
+        column += word.chars().count();
+    }
+    lines
 }
 
 /// Where an entry is stored before consumers see it.
@@ -120,6 +142,7 @@ mod tests {
         assert!(outcome.is_ok());
         assert!(report.starts_with("The configuration is valid: 2 streams, 1 account.\n"), "{report}");
         assert_eq!(report.matches("may be lost").count(), 3, "one for the store and one per stream: {report}");
+        assert!(report.lines().all(|line| line.chars().count() <= WIDTH), "{report}");
         assert!(!report.contains("hunter2"));
     }
 
@@ -141,7 +164,8 @@ mod tests {
             run(&CheckArgs { config: vec![path], connect: false }, &environment, &mut out).await.unwrap();
             let report = String::from_utf8(out).unwrap();
             let (_, after) = report.split_once(head).unwrap_or_else(|| panic!("{report}"));
-            assert!(after.lines().nth(1).unwrap().contains(words), "{report}");
+            let block = after.split_once("\n\n").unwrap().0;
+            assert!(block.split_whitespace().collect::<Vec<_>>().join(" ").contains(words), "{report}");
             assert!(!report.contains("hunter2"), "{report}");
         }
     }
@@ -160,7 +184,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_invalid_configuration_is_bad_usage_and_prints_nothing_on_stdout() {
-        let (outcome, report) = check("tests/golden/config/several-mistakes-at-once.toml").await;
+        let (outcome, report) = check("tests/golden/config/several-errors-at-once.toml").await;
         let failure = outcome.unwrap_err();
         assert_eq!((failure.exit(), report.as_str()), (Exit::BadUsage, ""));
         let mut stderr = Vec::new();

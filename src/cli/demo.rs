@@ -228,7 +228,7 @@ fn progress(app: &App, seconds: u64) -> String {
         let (stream, state, last) = (&status.stream, status.state.as_str(), status.last.offset);
         let (rotations, reconnects, gaps) = (status.rotations, status.reconnects, status.gaps);
         line.push_str(&format!(
-            "  |  {stream} {state}: {last} entries, {rotations} rotations, {reconnects} reconnects, {gaps} gaps"
+            "  |  {stream} {state}: entries {last}, rotations {rotations}, reconnects {reconnects}, gaps {gaps}"
         ));
     }
     line
@@ -249,7 +249,7 @@ async fn finish(
     platform.stop().await;
     for status in statuses {
         let (stream, rotations, reconnects) = (&status.stream, status.rotations, status.reconnects);
-        writeln!(out, "{stream}: {rotations} rotations, {reconnects} reconnects")?;
+        writeln!(out, "{stream}: rotations {rotations}, reconnects {reconnects}")?;
         if let Some((audit, _)) = audits.streams.get(stream) {
             writeln!(out, "  {audit}")?;
         }

@@ -204,7 +204,7 @@ impl StatusReport {
     /// The other live replicas.
     fn peers(&self, replica: &str) -> String {
         let others: Vec<&str> = self.members.iter().map(String::as_str).filter(|member| *member != replica).collect();
-        if others.is_empty() { "alone".to_owned() } else { format!("with {}", others.join(", ")) }
+        if others.is_empty() { "no other replicas".to_owned() } else { format!("others: {}", others.join(", ")) }
     }
 }
 

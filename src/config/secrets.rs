@@ -111,7 +111,7 @@ pub(super) fn read_lines(secret: &SecretRef, environment: &Environment) -> Resul
 fn variable(name: &str, environment: &Environment) -> Result<String, String> {
     if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
         return Err(
-            "env must be the name of an environment variable, and its value is not one (not shown: it may be a secret)"
+            "env must be the name of an environment variable (its value is not shown, because it may be a secret)"
                 .to_owned(),
         );
     }

@@ -221,10 +221,10 @@ fn check_quantity<Q: FromStr<Err = SettingError> + Ord>(
         Err(error) => return Err(with_hint_in_bounds(&error, bound("x-maximum"))),
     };
     if let Some((text, _)) = bound("x-minimum").filter(|(_, least)| found < *least) {
-        return Err(format!("{written:?} is below the minimum, {text:?}"));
+        return Err(format!("{written:?} is below the minimum of {text:?}"));
     }
     if let Some((text, _)) = bound("x-maximum").filter(|(_, most)| found > *most) {
-        return Err(format!("{written:?} is above the maximum, {text:?}"));
+        return Err(format!("{written:?} is above the maximum of {text:?}"));
     }
     Ok(())
 }
@@ -267,10 +267,10 @@ fn check_range(found: f64, schema: &Schema) -> Result<(), String> {
     let unit = schema["x-unit"].as_str().unwrap_or_default();
     let (least, most) = (schema["minimum"].as_f64(), schema["maximum"].as_f64());
     if found.is_nan() || least.is_some_and(|least| found < least) {
-        return Err(format!("{found} is below the minimum, {} ({unit})", least.unwrap_or_default()));
+        return Err(format!("{found} is below the minimum of {} ({unit})", least.unwrap_or_default()));
     }
     match most.filter(|most| found > *most) {
-        Some(most) => Err(format!("{found} is above the maximum, {most} ({unit})")),
+        Some(most) => Err(format!("{found} is above the maximum of {most} ({unit})")),
         None => Ok(()),
     }
 }

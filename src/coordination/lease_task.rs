@@ -169,7 +169,7 @@ impl LeaseTask {
             }
             Completion::NoReply(request, error) => {
                 if !std::mem::replace(&mut self.store_unreachable, true) {
-                    tracing::warn!(error = chain(&error), "no answer from the store; leases may end");
+                    tracing::warn!(error = chain(&error), "store unreachable; leases may expire");
                 }
                 if request == LeaseRequest::Renew {
                     metrics::replica_renewal_failed();
@@ -213,7 +213,7 @@ impl LeaseTask {
 
     fn mark_store_reachable(&mut self) {
         if std::mem::take(&mut self.store_unreachable) {
-            tracing::info!("the store answers again");
+            tracing::info!("store reachable again");
         }
     }
 

@@ -38,9 +38,9 @@ impl AgeClock {
         match jump {
             None => (),
             Some(ClockJump::Ahead(by)) => {
-                tracing::warn!(?by, "the wall clock was set ahead: entries do not expire at once by it");
+                tracing::warn!(?by, "wall clock was set ahead; entries expire gradually, not at once");
             }
-            Some(ClockJump::Back(by)) => tracing::warn!(?by, "the wall clock was set back: entries are kept longer"),
+            Some(ClockJump::Back(by)) => tracing::warn!(?by, "wall clock was set back; entries are kept longer"),
         }
         shows
     }

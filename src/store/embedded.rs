@@ -73,7 +73,7 @@ pub enum OpenError {
     },
     #[error("the store's directory {path} is in use by {holder}")]
     InUse { path: PathBuf, holder: String },
-    #[error("the store in {path} has schema {found}, this program knows {known}: a newer one wrote it")]
+    #[error("the store in {path} has schema {found}, this version supports {known}: a newer version wrote it")]
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error("the store in {path} cannot be opened")]
     Database {

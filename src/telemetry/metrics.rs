@@ -54,7 +54,7 @@ const STREAM_BOUNDS: [f64; 5] = [0.001, 0.008, 0.064, 0.512, 4.0];
 impl Metrics {
     fn new() -> Self {
         let r = &Registry::new_custom(Some("trunkline".to_owned()), None).expect("the prefix is a valid name");
-        let build = gauge_vec(r, "build_info", "Always 1; the labels name the build", &["version", "commit"]);
+        let build = gauge_vec(r, "build_info", "Always 1; the labels identify the build", &["version", "commit"]);
         build
             .with_label_values(&[env!("CARGO_PKG_VERSION"), option_env!("TRUNKLINE_COMMIT").unwrap_or("unknown")])
             .set(1);
@@ -80,7 +80,7 @@ impl Metrics {
                 "log_lines_dropped_total",
                 "Log lines dropped because standard error was blocked or failed",
             ),
-            replica_members: gauge(r, "replica_members", "Live replicas as seen by this one, itself included"),
+            replica_members: gauge(r, "replica_members", "Live replicas that this replica sees, including itself"),
             replica_renewal_failures: counter(
                 r,
                 "replica_renewal_failures_total",

@@ -19,6 +19,17 @@ pub enum OperatorCommand {
     Resume,
 }
 
+impl OperatorCommand {
+    /// The last part of the command's path, which is also its name in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rotate => "rotate",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+        }
+    }
+}
+
 impl From<OperatorCommand> for Input {
     fn from(command: OperatorCommand) -> Self {
         match command {

@@ -277,7 +277,7 @@ impl StreamReporter {
     fn shed(&self, count: u64) {
         self.metrics.shed(count);
         if self.should_log(|throttle| &mut throttle.shed) {
-            warn!(count, "the buffer is full; oldest events dropped, gap recorded");
+            warn!(count, "buffer full; oldest events dropped, gap recorded");
         }
     }
 

@@ -59,7 +59,7 @@ impl Daemon {
         let tokens = tokens(SecretRef::File(token), directory.path(), &mut tasks);
         let accounts = vec![tokens.clone()];
         let tokens = BTreeMap::from([(acme(), tokens)]);
-        let streams = StreamRegistry::start(names.map(unheard).into(), &logs, &tokens, BTreeMap::new(), &mut tasks)
+        let streams = StreamRegistry::start(names.map(unreachable_stream).into(), &logs, &tokens, BTreeMap::new(), &mut tasks)
             .await
             .unwrap();
         let readiness = Readiness::default();
@@ -154,7 +154,7 @@ fn network() -> NetworkPolicy {
 }
 
 /// A stream whose platform is unreachable.
-fn unheard(stream: StreamName) -> upstream::Settings {
+fn unreachable_stream(stream: StreamName) -> upstream::Settings {
     let minute = Duration::from_secs(60);
     let url = "ws://127.0.0.1:1/".to_owned();
     let placement = genesys_sequenced::Placement::Header;
@@ -204,10 +204,10 @@ async fn each_path_has_its_method_and_its_meaning() {
         ("GET", "/admin/v1/streams/queues/rotate", 405, Some("method-not-allowed")),
         ("POST", "/healthz", 405, Some("method-not-allowed")),
         ("POST", "/admin/v1/streams/QUEUES/rotate", 404, Some("unknown-stream")),
-        ("POST", "/admin/v1/streams/nobody/rotate", 404, Some("unknown-stream")),
+        ("POST", "/admin/v1/streams/unknown/rotate", 404, Some("unknown-stream")),
         ("POST", "/admin/v1/streams/%ff/rotate", 404, Some("unknown-stream")),
         ("POST", "/admin/v1/accounts/ACME/refresh", 404, Some("unknown-account")),
-        ("POST", "/admin/v1/accounts/nobody/refresh", 404, Some("unknown-account")),
+        ("POST", "/admin/v1/accounts/unknown/refresh", 404, Some("unknown-account")),
         ("POST", "/admin/v1/streams/queues/explode", 404, Some("not-found")),
         ("GET", "/", 404, Some("not-found")),
     ] {

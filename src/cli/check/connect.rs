@@ -136,8 +136,8 @@ enum ConnectVerdict {
 
 fn verdict_of_account(account: &AccountStatus) -> ConnectVerdict {
     if has_token(account) {
-        let remaining = account.remaining_seconds.map(|seconds| format!(", {seconds:.0} s left"));
-        return ConnectVerdict::Good(format!("has a token{}", remaining.unwrap_or_default()));
+        let remaining = account.remaining_seconds.map(|seconds| format!(", {seconds:.0} s remaining"));
+        return ConnectVerdict::Good(format!("token received{}", remaining.unwrap_or_default()));
     }
     ConnectVerdict::Failed(account.last_error.clone().unwrap_or_else(|| "timeout: no token".to_owned()))
 }

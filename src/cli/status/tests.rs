@@ -100,7 +100,7 @@ async fn with_replicas_the_holder_of_each_stream_is_shown() {
     run(&args(&server.url, false, false), false, &mut out, std::future::pending()).await.unwrap();
     let expected = "\
 trunkline 0.1.0, up 25h
-replica 000000000000002a, with 000000000000001b
+replica 000000000000002a, others: 000000000000001b
 
 STREAM  STATE  OWNER             LAST     POSITION  EVENTS  ROTATIONS  RECONNECTS  GAPS  SILENT
 agents  live   000000000000001b  4f2a-17  -         17      3          2           1     0.2s

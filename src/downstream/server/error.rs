@@ -83,7 +83,7 @@ impl ConsumerRequestError {
                     .map(ResponseForm::media_type)
                     .join(", ");
                 let detail = format!("events are available as {forms}, and over WebSocket");
-                HttpProblem::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", "No acceptable form", detail)
+                HttpProblem::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", "No acceptable format", detail)
             }
             Self::Trimmed { .. } => plain(StatusCode::GONE, "cursor-trimmed", "Cursor beyond retention"),
             Self::UnknownEpoch { .. } => plain(StatusCode::GONE, "cursor-foreign", "Cursor of another epoch"),

@@ -315,7 +315,7 @@ mod tests {
             ("after=queues:4f2a-1,queues:4f2a-2", "after: the cursor names the stream queues more than once"),
             (
                 "after=queues:4f2a-1,%20agents:9c01-3",
-                r#"after: in a cursor over several streams " agents" is not a name: 1 to 64 characters"#,
+                r#"after: in a cursor over several streams " agents" is not a valid name: use 1 to 64"#,
             ),
             ("ticket=x", r#"unknown parameter "ticket""#),
             ("limit=0", r#"limit: "0" is not a number from 1 to 1000"#),

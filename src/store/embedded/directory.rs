@@ -105,7 +105,7 @@ impl Directory {
             tracing::debug!(path = %path.display(), %error, "the lock file does not name this process");
         }
         if let Err(error) = restrict_permissions(path) {
-            tracing::warn!(path = %path.display(), %error, "others may read the store's directory: make it 0700");
+            tracing::warn!(path = %path.display(), %error, "other users can read the store's directory; set its mode to 0700");
         }
         Ok(Self { path: path.to_owned(), lock: Mutex::new((file, word)) })
     }
@@ -174,7 +174,7 @@ impl Directory {
     /// Releases the lock before this value is dropped.
     pub(super) fn release(&self) {
         if let Err(error) = self.lock.lock().0.unlock() {
-            tracing::warn!(%error, "the lock of the store could not be given back");
+            tracing::warn!(%error, "cannot release the lock of the store");
         }
     }
 
@@ -254,7 +254,7 @@ fn restrict_permissions(path: &Path) -> io::Result<()> {
         return restrict_to_owner(path);
     }
     if fs::metadata(path)?.permissions().mode() & GROUP_AND_OTHERS != 0 {
-        tracing::warn!(path = %path.display(), "the store's directory has other files and is open to others: its own files are not");
+        tracing::warn!(path = %path.display(), "other users can access the store's directory; it has foreign files, so only the store's own files were restricted");
     }
     Ok(())
 }

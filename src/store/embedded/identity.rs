@@ -88,7 +88,7 @@ pub(super) fn reseal(
     match made {
         // A seal that could not be removed now is removed before its name is used again.
         Ok(_) => former.into_iter().filter(|former| former != name).for_each(|former| remove_seal(directory, &former)),
-        Err(error) => tracing::warn!(%error, "the store could not be sealed: a later start may begin a new epoch"),
+        Err(error) => tracing::warn!(%error, "cannot seal the store; a later start may begin a new epoch"),
     }
     Ok(())
 }
@@ -97,7 +97,7 @@ fn remove_seal(directory: &Directory, name: &str) {
     if let Some(name) = SEALS.iter().find(|seal| **seal == name)
         && let Err(error) = remove_if_there(&directory.path().join(name))
     {
-        tracing::debug!(%error, name, "the former seal stays");
+        tracing::debug!(%error, name, "cannot remove the former seal");
     }
 }
 

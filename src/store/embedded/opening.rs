@@ -216,7 +216,7 @@ fn check(connection: &Connection, plan: OpenPlan) -> Result<(), OpenFailure> {
     };
     match database::quick_check(connection, time_max)? {
         CheckOutcome::Sound => (),
-        CheckOutcome::Unfinished => tracing::info!(?time_max, "the store was not checked to its end"),
+        CheckOutcome::Unfinished => tracing::info!(?time_max, "store check stopped at its time limit"),
         CheckOutcome::Damaged(reason) => return Err(OpenFailure::Damaged(reason)),
     }
     if plan == OpenPlan::FullCheck {

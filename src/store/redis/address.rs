@@ -73,15 +73,15 @@ pub enum AddressError {
     Scheme,
     #[error("expected HOST or HOST:PORT after the scheme{0}")]
     Host(&'static str),
-    #[error("expected the name that the Sentinels have for the primary: redis+sentinel://HOST:PORT/NAME")]
+    #[error("expected the name of the primary at the Sentinels, as in redis+sentinel://HOST:PORT/NAME")]
     Primary,
     #[error("expected the number of a database, such as redis://HOST/0 or ?db=0")]
     Database,
-    #[error("a cluster has one database: leave the path away")]
+    #[error("a cluster has only one database; remove the path")]
     ClusterDatabase,
     #[error("a percent sign in user or password must be followed by two hexadecimal digits")]
     Percent,
-    #[error("after the question mark only db=NUMBER is known")]
+    #[error("the only supported query parameter is db=NUMBER")]
     Query,
 }
 

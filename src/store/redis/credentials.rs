@@ -34,7 +34,7 @@ pub enum CredentialsError {
     },
     #[error("store.url: the secret is no address")]
     Address(#[from] AddressError),
-    #[error("store.url: the password would travel to another machine in plain text; write rediss in place of redis")]
+    #[error("store.url: the password would be sent to another machine in plain text; write rediss in place of redis")]
     Exposed,
 }
 
@@ -54,7 +54,7 @@ impl Credentials {
     pub(super) async fn resolve(&self, address: &Address) -> Result<Address, CredentialsError> {
         let mut complete = self.locate(address).await?;
         if !complete.is_same_server(address) {
-            tracing::warn!(%address, now = %complete, "store.url names another place; it is used from the next start on");
+            tracing::warn!(%address, now = %complete, "store.url changed; the new address is used after a restart");
             complete = address.clone();
         }
         if let Some(username) = &self.username {

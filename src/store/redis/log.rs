@@ -259,7 +259,7 @@ impl Log {
             }
             Ok(AppendReply::EntriesMissing) => {
                 let (stream, key) = (&self.stream, &self.view.keys.log);
-                tracing::error!(%stream, key, "the entries of the log are gone; it goes on behind its end after a gap");
+                tracing::error!(%stream, key, "the store lost all entries of the log; it continues after its last offset with a gap");
                 Err(AppendError::Diverged(Cause::new(format!("{key} was deleted, or the server lost it"))))
             }
             Ok(AppendReply::ForeignEntry(id)) => {

@@ -33,19 +33,19 @@ impl AccountFamilies {
             token_remaining: float_vec(
                 r,
                 "token_remaining_seconds",
-                "Remaining lifetime of the token in use",
+                "Remaining lifetime of the current token",
                 &["account"],
             ),
             token_lifetime: float_vec(
                 r,
                 "token_lifetime_seconds",
-                "Lifetime of the token in use; refreshes are scheduled by it",
+                "Lifetime of the current token, which schedules its refresh",
                 &["account"],
             ),
             token_claimed: float_vec(
                 r,
                 "token_claimed_lifetime_seconds",
-                "Lifetime by the claims of the token in use; 0 if it has no such claims",
+                "Lifetime in the claims of the current token; 0 if it has none",
                 &["account"],
             ),
         }

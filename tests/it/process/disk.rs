@@ -256,7 +256,7 @@ fn assert_quarantined(site: &Site, relay: &RelayProcess) {
     let aside = fs::read_dir(site.store()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let is_database = |name: &String| name.starts_with("trunkline.db.damaged-") && !name.ends_with("-wal");
     assert_eq!(aside.filter(is_database).count(), 1);
-    assert!(relay.child.stderr().contains("the store is damaged; it was put aside"), "{}", relay.child.stderr());
+    assert!(relay.child.stderr().contains("store damaged; files moved"), "{}", relay.child.stderr());
 }
 
 fn assert_new_epoch(before: &[LogEntry], log: &[LogEntry], last: u64) {

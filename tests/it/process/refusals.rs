@@ -26,8 +26,8 @@ async fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
 #[tokio::test]
 async fn all_configuration_errors_are_reported_at_once() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/config");
-    let expected = fs::read_to_string(golden.join("several-mistakes-at-once.txt")).unwrap();
-    let file = golden.join("several-mistakes-at-once.toml");
+    let expected = fs::read_to_string(golden.join("several-errors-at-once.txt")).unwrap();
+    let file = golden.join("several-errors-at-once.toml");
     let folder = tempfile::tempdir().unwrap();
     for command in ["run", "check"] {
         let (code, out, err) = run(folder.path(), &[command, "--config", file.to_str().unwrap()]).await;
@@ -87,7 +87,7 @@ async fn a_check_with_connections_reports_each_part() {
     let site = Site::start().await;
     let (code, out, err) = connect(&site).await;
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
-    for line in ["ok      store: ", "ok      account demo: has a token", "ok      stream calls: opened and closed"] {
+    for line in ["ok      store: ", "ok      account demo: token received", "ok      stream calls: opened and closed"] {
         assert_eq!(out.lines().filter(|found| found.starts_with(line)).count(), 1, "{line}\n{out}");
     }
     let counters = site.platform.counters();

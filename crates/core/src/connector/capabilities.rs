@@ -136,7 +136,7 @@ pub enum Liveness {
     QuietFor(Duration),
 }
 
-/// Where the token goes on the upgrade request.
+/// The place of the token in the upgrade request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credential {
     /// `Authorization: Bearer …`

@@ -9,7 +9,7 @@ const NAME_LEN_MAX: usize = 64;
 
 /// The text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{found:?} is not a name: 1 to 64 characters of a-z, 0-9, '.', '_' and '-', the first a letter or digit")]
+#[error("{found:?} is not a valid name: use 1 to 64 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit")]
 pub struct NameError {
     found: String,
 }

@@ -58,6 +58,6 @@ mod tests {
         for whose in [RevocationTarget::Session("a:1".to_owned()), RevocationTarget::Subject(String::new())] {
             assert_eq!(whose.to_string().parse(), Ok(whose));
         }
-        assert!("nobody".parse::<RevocationTarget>().is_err());
+        assert!("unknown".parse::<RevocationTarget>().is_err());
     }
 }

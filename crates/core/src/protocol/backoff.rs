@@ -74,7 +74,7 @@ impl Settings {
     /// The key and the text of an error between the settings.
     pub fn mistake(&self) -> Option<(&'static str, String)> {
         let (first, cap) = (Span(self.first), Span(self.cap));
-        (cap < first).then(|| ("cap", format!("{cap} is shorter than first, {first}")))
+        (cap < first).then(|| ("cap", format!("{cap} is shorter than backoff.first, {first}")))
     }
 }
 

@@ -21,7 +21,7 @@ async fn unknown_paths_and_invalid_queries_get_problem_documents() {
     for (method, path, status, kind) in [
         ("GET", "/", 404, "not-found"),
         ("GET", "/v1/streams/queues", 404, "not-found"),
-        ("GET", "/v1/streams/nobody/events", 404, "unknown-stream"),
+        ("GET", "/v1/streams/unknown/events", 404, "unknown-stream"),
         ("GET", "/v1/streams/NOBODY/events", 404, "unknown-stream"),
         ("GET", "/v1/events?stream=nobody", 404, "unknown-stream"),
         ("GET", "/v1/events", 400, "invalid-parameter"),
@@ -77,7 +77,7 @@ async fn an_allowed_origin_can_read_refusals() {
     let mut setup = RelaySetup::default();
     setup.server.allowed_origins = vec!["https://dash.example.com".to_owned()];
     let relay = RelayFixture::with(setup).await;
-    for (path, status) in [("/", 404), ("/v1/events", 400), ("/v1/streams/nobody/events", 404)] {
+    for (path, status) in [("/", 404), ("/v1/events", 400), ("/v1/streams/unknown/events", 404)] {
         let refused = relay.get(path, &[("Origin", "https://dash.example.com")]).await;
         let shared = refused.header("access-control-allow-origin");
         assert_eq!((refused.status(), shared.as_deref()), (status, Some("https://dash.example.com")), "{path}");
@@ -317,7 +317,7 @@ async fn head_is_answered_as_get_is_without_a_body() {
         (from_first.as_str(), "*/*", 200),
         (from_first.as_str(), "text/event-stream", 200),
         (from_first.as_str(), "application/x-ndjson", 200),
-        ("/v1/streams/nobody/events", "*/*", 404),
+        ("/v1/streams/unknown/events", "*/*", 404),
     ] {
         let get = relay.get(path, &[("Accept", accept)]).await;
         let mut stream = TcpStream::connect(&relay.authority).await.unwrap();

@@ -106,7 +106,7 @@ async fn connections_that_close_within_a_reply_lose_and_duplicate_nothing() {
     let mut pair = FaultyRedisPair::start(Settings::default()).await;
     let traffic = pair.site.start_traffic(EVENTS_A_SECOND);
     for commands in [CommandMatch::All, CommandMatch::Writes, CommandMatch::Every, CommandMatch::All] {
-        pair.survives(RespFault { commands, reply: FaultReply::Half }, "the membership of this replica is not renewed")
+        pair.survives(RespFault { commands, reply: FaultReply::Half }, "the membership renewal of this replica fails")
             .await;
     }
     pair.assert_complete_logs(traffic.stop().await).await;

@@ -35,12 +35,12 @@ impl WaitReason {
     /// The text in status and logs.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Endpoint => "the answer of the token endpoint",
-            Self::Vault => "an answer of Redis",
+            Self::Endpoint => "the response of the token endpoint",
+            Self::Vault => "a response of Redis",
             Self::LockHeldElsewhere => "another replica, which holds the refresh lock",
-            Self::VaultUnavailable => "a random delay, because Redis does not answer (other replicas may refresh, too)",
-            Self::IntervalMin => "the minimal interval between two refreshes (refresh_interval_min)",
-            Self::RetryAfter => "the pause that the token endpoint asked for (Retry-After)",
+            Self::VaultUnavailable => "a random delay, because Redis does not respond (other replicas may also refresh)",
+            Self::IntervalMin => "the minimum time between two refreshes (refresh_interval_min)",
+            Self::RetryAfter => "the delay that the token endpoint requested (Retry-After)",
             Self::Backoff => "the next attempt after a failure",
             Self::Jitter => "the random delay before a scheduled refresh (refresh_jitter)",
         }
