@@ -9,7 +9,7 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /work
 
-# Dependencies alone, in a layer of their own: it is made anew only when the manifest, the lock or the build settings
+# Dependencies alone, in a layer of their own: it is rebuilt only when the manifest, the lock or the build settings
 # change. The sources are empty so far, but every target that the manifest names has to exist.
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo

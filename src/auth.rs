@@ -114,7 +114,7 @@ pub struct AccountStatus {
     pub remaining_seconds: Option<f64>,
     pub next_refresh_seconds: Option<f64>,
     pub refreshes: u64,
-    /// What a pending refresh waits for.
+    /// The reason why a pending refresh waits.
     pub waiting_for: Option<&'static str>,
     /// Longest remaining wait, in seconds.
     pub waiting_seconds: Option<f64>,

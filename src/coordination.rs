@@ -1,4 +1,4 @@
-//! What replicas agree on: membership, leases, the token vault and shared settings, all in Redis.
+//! The state that replicas share: membership, leases, the token vault and shared settings, all in Redis.
 //!
 //! [`Replica`] runs the lease machine of this process and assigns each stream its role. A stream asks it for permission
 //! right before each append.

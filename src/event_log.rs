@@ -54,7 +54,7 @@ pub struct EntryRange {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogEnd {
     pub lineage: Lineage,
-    /// The oldest entry held. Retention moves it without a message; [`EventLog::end`] has the present one.
+    /// The oldest entry held. Retention moves it without a message; [`EventLog::end`] has the current one.
     pub first: Offset,
     pub last: Offset,
     /// Nothing more is appended: readers that reach `last` are done.
@@ -75,7 +75,7 @@ pub struct EventLogs {
 }
 
 impl EventLogs {
-    /// Reads the state of each stream's log, for readers on the present runtime. Nothing is written; a writer
+    /// Reads the state of each stream's log, for readers on the current runtime. Nothing is written; a writer
     /// [claims](EventLog::claim) a log.
     pub async fn open(store: Store, streams: &[(StreamName, Source)], settings: &Settings) -> Result<Self, ReadError> {
         let opening = streams.iter().map(|(stream, source)| EventLog::open(&store, stream, source, settings));
@@ -167,7 +167,7 @@ impl EventLog {
         self.shared.end.subscribe()
     }
 
-    /// Claims the log for writing: under a new fence, or under the fence `under`, which must be the present one, else
+    /// Claims the log for writing: under a new fence, or under the fence `under`, which must be the current one, else
     /// [`AppendError::Fenced`]. Appends of an earlier writer are rejected.
     pub async fn claim(&self, under: Option<Fence>) -> Result<LogWriter, AppendError> {
         let seen = self.shared.observed();
@@ -215,7 +215,7 @@ impl EventLog {
         let views = match log.tail.after(from.epoch, after, last, bytes_max) {
             Some(views) => views,
             None => {
-                // Not every store can limit an answer in bytes beforehand.
+                // Not every store can limit a response in bytes in advance.
                 let entries = (bytes_max / entry_len.max(1)).max(1) as u64;
                 let last = last.min(Offset(after.0.saturating_add(entries)));
                 let batches = log.store.read(&log.name, after, last, bytes_max).await?;
@@ -260,7 +260,7 @@ impl EventLog {
         Ok(newest)
     }
 
-    /// Why readers here do not get the appends of another process.
+    /// Why readers here do not receive the appends of another process.
     pub fn unreadable(&self) -> Option<String> {
         self.shared.store.unreadable(&self.shared.name)
     }
@@ -347,7 +347,7 @@ impl LogShared {
         ObservedLog { lineage: end.lineage.clone(), last: end.last }
     }
 
-    /// The present epoch and the last visible entry.
+    /// The current epoch and the last visible entry.
     fn shown_up_to(&self) -> (Epoch, Offset) {
         let end = self.end.borrow();
         (end.lineage.current(), end.last)

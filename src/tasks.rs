@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_group_with_its_own_threads_is_not_held_up_by_others() {
+    async fn a_group_with_its_own_threads_is_not_delayed_by_others() {
         let mut tasks = Tasks::on_own_threads("upstream", 1).unwrap();
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         tasks.start("queues", async move {

@@ -44,7 +44,7 @@ use crate::{
     telemetry::chain,
 };
 
-/// What `status` and the admin API show of a stream.
+/// The status of a stream in `status` and in the admin API.
 #[derive(Debug, Clone, Serialize)]
 pub struct StreamStatus {
     pub stream: StreamName,

@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_means_that_consumers_can_be_served_whatever_the_platform_does() {
+    fn readiness_does_not_depend_on_the_platform() {
         let full = || Err("no room".to_owned());
         for (store, draining, states, ready, all_live) in [
             (Ok(()), false, ["live", "live"], 200, 200),

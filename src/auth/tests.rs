@@ -411,9 +411,9 @@ impl AccountFixture {
 
     /// Replaces the file atomically.
     fn write(&self, name: &str, text: &str) -> PathBuf {
-        let (beside, path) = (self.folder.path().join("beside"), self.folder.path().join(name));
-        fs::write(&beside, text).unwrap();
-        fs::rename(&beside, &path).unwrap();
+        let (written, path) = (self.folder.path().join("written"), self.folder.path().join(name));
+        fs::write(&written, text).unwrap();
+        fs::rename(&written, &path).unwrap();
         path
     }
 

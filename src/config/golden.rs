@@ -11,7 +11,7 @@ use super::{source::Document, *};
 const SECRET: &str = "hunter2";
 
 #[test]
-fn every_wrong_configuration_reports_all_its_mistakes() {
+fn every_invalid_configuration_reports_all_its_errors() {
     let update = std::env::var_os("UPDATE_GOLDEN").is_some();
     let cases = cases();
     assert!(cases.len() >= 30, "only {} cases were found", cases.len());

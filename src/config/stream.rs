@@ -62,7 +62,7 @@ pub(super) struct StreamHead {
     /// The protocol of this feed.
     #[schemars(schema_with = "connector_schema")]
     connector: String,
-    /// What happens when the buffer is full. By default `backpressure` where the platform can replay, else
+    /// The policy of a full buffer. By default `backpressure` where the platform can replay, else
     /// `drop-oldest`.
     pub(super) overflow: Option<OverflowPolicy>,
 }

@@ -217,7 +217,7 @@ fn environment(more: &[(&[u8], &[u8])]) -> Environment {
 }
 
 #[test]
-fn an_unreadable_or_wrongly_cased_override_is_a_mistake() {
+fn an_unreadable_or_wrongly_cased_override_is_an_error() {
     for (name, value, expected) in [
         (
             b"TRUNKLINE__HTTP__LISTEN".as_slice(),
@@ -238,7 +238,7 @@ fn an_unreadable_or_wrongly_cased_override_is_a_mistake() {
 }
 
 #[test]
-fn a_secret_that_is_not_one_line_of_text_is_a_mistake_that_names_where_it_is() {
+fn a_secret_of_several_lines_is_an_error_that_names_its_source() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("secret");
     let over = format!("[accounts.acme]\nclient_secret = {{ file = {file:?} }}\n");
@@ -320,7 +320,7 @@ fn a_text_without_quotes_gets_a_hint_to_quote_it() {
 }
 
 #[test]
-fn unusable_credentials_are_a_mistake() {
+fn unusable_credentials_are_an_error() {
     let password = "password = { env = \"PW\" }";
     for (keys, mistake) in [
         (format!("url = \"redis://redis.test\"\n{password}"), "store.password: the password is sent"),

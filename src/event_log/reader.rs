@@ -11,7 +11,7 @@ use crate::{
     store::ReadError,
 };
 
-/// The answer to a read.
+/// The result of a read.
 #[derive(Debug)]
 pub enum Read {
     /// The next entries, oldest first, without holes; at least one batch, else limited by the requested bytes.

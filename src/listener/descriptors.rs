@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn consumers_get_what_streams_and_operators_leave() {
+    fn consumers_get_the_descriptors_that_streams_and_operators_leave() {
         let wanted = |streams| DescriptorDemand { consumers: 10_000, streams, accounts: 1 };
         for (limit, streams, consumers, operators) in [
             (None, 1_000, 10_000, 128),

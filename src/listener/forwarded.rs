@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_host_has_one_share_whatever_address_it_uses() {
+    fn all_addresses_of_an_ipv6_host_share_one_limit() {
         let share = |text: &str| share_key(text.parse().unwrap()).to_string();
         assert_eq!(share("2a00:1:2:3:4:5:6:7"), "2a00:1:2:3::");
         assert_eq!(share("2a00:1:2:3::1"), "2a00:1:2:3::");

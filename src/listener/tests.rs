@@ -31,8 +31,8 @@ async fn fine(uri: Uri) -> &'static str {
     "fine"
 }
 
-async fn echo(mut socket: AcceptedSocket, heard: Bytes) {
-    socket.write_all(&heard).await.unwrap();
+async fn echo(mut socket: AcceptedSocket, received: Bytes) {
+    socket.write_all(&received).await.unwrap();
     let mut more = [0; 64];
     let read = socket.read(&mut more).await.unwrap();
     socket.write_all(&more[..read]).await.unwrap();
@@ -132,7 +132,7 @@ async fn a_half_closed_client_gets_a_complete_answer_but_no_endless_one() {
     assert!(ask_and_end(address, "/").await.ends_with("fine"));
     let long = ask_and_end(address, "/long").await;
     let (_, body) = long.split_once("\r\n\r\n").unwrap();
-    assert_eq!(body.len(), LONG, "more than every buffer takes at once");
+    assert_eq!(body.len(), LONG, "more than all buffers hold");
     ask_and_end(address, "/endless").await;
     tasks.drain(Duration::from_secs(10)).await.unwrap();
 }
@@ -153,7 +153,7 @@ async fn an_absolute_target_counts_in_place_of_the_host_header() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_does_not_hold_up_the_end() {
+async fn an_idle_connection_does_not_delay_the_shutdown() {
     let (address, tasks) = start(HttpListener { header_timeout: Duration::from_secs(600), ..HttpListener::default() });
     let mut used = TcpStream::connect(address).await.unwrap();
     assert!(ask(&mut used, "/").await.ends_with("fine"));

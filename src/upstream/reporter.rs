@@ -360,7 +360,7 @@ fn log_connecting(position: Option<&Position>) {
     }
 }
 
-/// What happens when the buffer is full while the store is unavailable.
+/// The effect of a full buffer while the store is unavailable.
 fn when_full(overflow: OverflowPolicy) -> &'static str {
     match overflow {
         OverflowPolicy::Backpressure => "reads from the platform pause",

@@ -181,7 +181,7 @@ async fn wrong_credentials_raise_an_alarm_and_corrected_ones_are_tried_at_once()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_cannot_hurry_an_account_beyond_its_interval() {
+async fn an_operator_cannot_refresh_an_account_more_often_than_its_interval() {
     let platform = Platform::start().await;
     let plan = RelayPlan::numbered(platform.address()).account("refresh_interval_min", "60s");
     let relay = Relay::of(plan).await;
@@ -199,7 +199,7 @@ async fn an_operator_cannot_hurry_an_account_beyond_its_interval() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sockets_that_are_closed_for_authentication_again_and_again_get_a_new_token_at_once() {
+async fn sockets_closed_repeatedly_for_authentication_get_a_new_token_at_once() {
     let platform = Platform::start().await;
     let relay = Relay::of(RelayPlan::numbered(platform.address()).account("refresh_interval_min", "600s")).await;
     let mut consumer = relay.consumer().await;

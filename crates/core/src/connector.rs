@@ -1,4 +1,4 @@
-//! What a platform is: capabilities as values, and pure functions that read its frames and failures.
+//! The interface of a platform: capabilities as values, and pure functions that read its frames and failures.
 //!
 //! A connector holds no socket, clock or HTTP client: REST calls go out as values ([`RestRequest`]) and their answers
 //! come in ([`RestResponse`]). It never sees a token: the shell puts the token where [`Credential`] or
@@ -44,13 +44,13 @@ use crate::model::{Exchange, FeedId, OverflowPolicy, Position, Timestamp};
 ///
 /// Settings implement it. Defaults suit a platform with one fixed URL that replays nothing.
 pub trait Dialect: std::fmt::Debug {
-    /// The `type` of an event that names none, or none that an envelope may hold.
+    /// The `type` of an event without a valid one.
     fn kind_default(&self) -> &str;
 
-    /// What the platform can do.
+    /// The capabilities of the platform.
     fn capabilities(&self) -> Capabilities;
 
-    /// The socket's URL, where the configuration names it.
+    /// The socket's URL, if it is configured.
     fn socket_url(&self) -> Option<&str>;
 
     /// Starts to get an endpoint. The `subscribed` topics of the session before are subscribed again.
@@ -105,7 +105,7 @@ pub trait Dialect: std::fmt::Debug {
         &[]
     }
 
-    /// What the platform and the settings of the stream allow to promise.
+    /// The guarantee that the platform and the settings of the stream allow.
     fn guarantee(&self, terms: &DeliveryTerms) -> Guarantee;
 
     /// Checks the settings against each other and against those outside the dialect.
@@ -176,12 +176,12 @@ dialects! {
 }
 
 impl Connector {
-    /// What the platform can do.
+    /// The capabilities of the platform.
     pub fn capabilities(&self) -> Capabilities {
         self.dialect().capabilities()
     }
 
-    /// The socket's URL, where the configuration names it.
+    /// The socket's URL, if it is configured.
     pub fn socket_url(&self) -> Option<&str> {
         self.dialect().socket_url()
     }
@@ -258,7 +258,7 @@ impl Connector {
         self.dialect().snapshot_next(request, answer)
     }
 
-    /// What a failure demands.
+    /// The verdict on a failure.
     pub fn classify(&self, failure: &Failure) -> Verdict {
         let dialect = self.dialect();
         failure.verdict(|exchange, status| dialect.status_verdict(exchange, status), dialect.close_codes())
@@ -269,7 +269,7 @@ impl Connector {
         failure.class(self.dialect().close_codes())
     }
 
-    /// What the platform and the settings of the stream allow to promise.
+    /// The guarantee that the platform and the settings of the stream allow.
     pub fn guarantee(&self, terms: &DeliveryTerms) -> Guarantee {
         self.dialect().guarantee(terms)
     }

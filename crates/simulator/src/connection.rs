@@ -56,7 +56,7 @@ pub(super) enum ConnectionCommand {
     Pad(usize),
 }
 
-/// What happens to a socket when its token ends.
+/// The effect of an expired token on its sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
     /// The server closes with this code.

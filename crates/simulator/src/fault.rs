@@ -205,7 +205,7 @@ pub enum RequestKind {
     Token,
 }
 
-/// What a request gets instead of the right answer.
+/// A wrong response to a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ResponseFault {

@@ -1,4 +1,4 @@
-//! What a fault does to the state of the platform and to its sockets.
+//! The effect of a fault on the state of the platform and on its sockets.
 
 use std::time::Duration;
 

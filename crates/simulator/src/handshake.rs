@@ -80,7 +80,7 @@ impl Handshake {
     }
 }
 
-/// What a dialect does on its connection until one side ends it.
+/// The behaviour of a dialect on its connection until one side closes it.
 pub(super) trait SocketProtocol: Send + 'static {
     fn run(self, connection: &mut ClientConnection) -> impl Future<Output = ConnectionEnd> + Send;
 }

@@ -83,7 +83,7 @@ pub struct Settings {
     pub clock_offset: i64,
     /// How long a socket or a channel outlives its token.
     pub grace: Duration,
-    /// What happens to a socket when its token ends.
+    /// The effect of an expired token on its sockets.
     pub expiry: Expiry,
     /// How long a sequenced event can be replayed on resume.
     pub retention: Duration,
@@ -217,7 +217,7 @@ impl Simulator {
         self.platform.lock().faults.pending_count()
     }
 
-    /// What was emitted, to compare with what arrived.
+    /// The emitted events, to compare them with the received ones.
     pub fn ledger(&self) -> EmissionLedger {
         EmissionLedger { platform: self.platform.clone() }
     }
@@ -246,7 +246,7 @@ impl Drop for Simulator {
     }
 }
 
-/// What the platform emitted. The sequenced stream needs no list: its numbers are dense.
+/// The events that the platform emitted. The sequenced stream needs no list: its numbers are dense.
 #[derive(Clone, Debug)]
 pub struct EmissionLedger {
     platform: Arc<SimulatedPlatform>,

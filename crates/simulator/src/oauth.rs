@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_may_be_late_or_never_come() {
+    async fn a_response_may_be_late_or_missing() {
         let probe = SimulatorProbe::without_token(Settings::default()).await;
         let inject = |failure| probe.simulator.inject(PlatformFault::Token { failure, times: 1 });
         let hurried = || probe.token_request().timeout(Duration::from_millis(200)).send();

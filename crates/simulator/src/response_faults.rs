@@ -262,7 +262,7 @@ mod tests {
         json!({"fault": "answer", "to": to, "how": how})
     }
 
-    /// What a request gets within this time, on a connection of its own.
+    /// The response to a request within this time, on a separate connection.
     fn raw(probe: &SimulatorProbe, request: &str, within: Duration) -> String {
         let mut stream = TcpStream::connect(probe.simulator.address()).unwrap();
         stream.set_read_timeout(Some(within)).unwrap();

@@ -59,9 +59,10 @@ impl Daemon {
         let tokens = tokens(SecretRef::File(token), directory.path(), &mut tasks);
         let accounts = vec![tokens.clone()];
         let tokens = BTreeMap::from([(acme(), tokens)]);
-        let streams = StreamRegistry::start(names.map(unreachable_stream).into(), &logs, &tokens, BTreeMap::new(), &mut tasks)
-            .await
-            .unwrap();
+        let streams =
+            StreamRegistry::start(names.map(unreachable_stream).into(), &logs, &tokens, BTreeMap::new(), &mut tasks)
+                .await
+                .unwrap();
         let readiness = Readiness::default();
         let connections = ConnectionBudget { consumers: 10, operators: 8 };
         let parts =

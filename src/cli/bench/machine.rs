@@ -92,7 +92,7 @@ mod system {
 
     use super::Cores;
 
-    /// What systems allow without being asked.
+    /// The default limit of most systems.
     const SOCKETS_USUAL: usize = 256;
 
     pub(crate) fn cores() -> Option<Cores> {

@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_entries_give_way_and_the_room_is_never_exceeded() {
+    fn the_oldest_entries_are_evicted_and_the_budget_is_never_exceeded() {
         let memory = BufferPool::of(8 * MIB);
         let holds: Vec<_> = (1..=20)
             .map(|first| memory.hold(&stream(), CopyKind::WithFrames, vec![view(first, MIB)]).unwrap())
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(left, [vec![false; 17], vec![true; 3]].concat());
         assert!(
             memory.hold(&stream(), CopyKind::WithFrames, vec![view(99, 8 * MIB)]).is_none(),
-            "more than there is in all"
+            "more than the whole budget"
         );
         drop(holds);
         assert_eq!(memory.used_bytes(), 0);
@@ -354,7 +354,10 @@ mod tests {
         quick.renew();
         let _third = hold(3);
         assert!(!quick.views().is_empty() && stuck.views().is_empty());
-        assert!(memory.hold(&stream(), CopyKind::WithFrames, vec![view(1, 8)]).is_some(), "another kind, other copies");
+        assert!(
+            memory.hold(&stream(), CopyKind::WithFrames, vec![view(1, 8)]).is_some(),
+            "readers of another kind have other copies"
+        );
     }
 
     #[tokio::test]

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_passes_behind_the_last_delivered_entry_is_counted() {
+    async fn entries_after_the_last_delivered_one_are_counted() {
         let mut positions = PositionReporter::new(true, Duration::from_secs(3_600));
         positions.on_view(&view(999, 0), None);
         assert!(!positions.is_due());
@@ -94,7 +94,7 @@ mod tests {
         positions.on_reported();
         assert!(!positions.is_due());
         positions.on_view(&view(1_500, 0), Some(10));
-        assert!(positions.is_due(), "much came behind it");
+        assert!(positions.is_due(), "many entries followed the delivered one");
     }
 
     #[tokio::test]
@@ -109,7 +109,7 @@ mod tests {
     async fn the_position_is_due_only_after_entries_passed() {
         let mut positions = PositionReporter::new(true, Duration::from_millis(1));
         let early = tokio::time::timeout(Duration::from_millis(50), positions.wait_until_due()).await;
-        assert!(early.is_err(), "nothing passed");
+        assert!(early.is_err(), "no entry passed");
         positions.on_view(&view(1, 0), None);
         positions.wait_until_due().await;
     }

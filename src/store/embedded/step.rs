@@ -228,7 +228,7 @@ fn discontinuity(held: &StoredStream, append: &Append) -> Option<String> {
     let mut last = held.last;
     for batch in &append.batches {
         if batch.first() != last.next() || batch.epoch() != held.lineage.current() {
-            return Some(format!("{} goes on at {}, not at {}", append.stream, last.next(), batch.first()));
+            return Some(format!("{}: the next offset is {}, not {}", append.stream, last.next(), batch.first()));
         }
         last = batch.last();
     }

@@ -283,7 +283,7 @@ impl Log {
     fn discontinuity(&self, mut last: Offset, batches: &[Arc<Batch>]) -> Option<String> {
         for batch in batches {
             if batch.first() != last.next() || batch.epoch() != self.epoch {
-                return Some(format!("{} goes on at {}, not at {}", self.stream, last.next(), batch.first()));
+                return Some(format!("{}: the next offset is {}, not {}", self.stream, last.next(), batch.first()));
             }
             last = batch.last();
         }
@@ -320,8 +320,8 @@ fn moved(head: &str, last: &str, expected: Offset) -> String {
 }
 
 /// Later server versions do not reset a stream to an id below an entry that was deleted from it.
-const RESET_ADVICE: &str = "the stream goes on by itself then. If the server refuses XSETID for its max_deleted_entry_id, \
-    move the log away (RENAME) or delete it: the stream goes on behind its end, after a gap";
+const RESET_ADVICE: &str = "then the stream continues automatically. If the server refuses XSETID for its max_deleted_entry_id, \
+    rename the log (RENAME) or delete it: the stream continues after its former end, with a gap";
 
 /// The message for a log whose last id is above its last entry: an entry was added and deleted, or the id was set.
 /// Redis then rejects the next entry.

@@ -55,7 +55,7 @@ fn expand<'a>(text: &'a str, before: &[String], paths: &mut Vec<Vec<String>>) ->
     }
 }
 
-/// The files of a folder and their modules; the parent module is the file beside the folder.
+/// The files of a folder and their modules; the parent module is the file next to the folder.
 struct Files {
     code: BTreeMap<Module, String>,
 }

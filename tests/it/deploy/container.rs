@@ -48,7 +48,7 @@ fn the_empty_targets_of_the_dependency_layer_are_those_of_the_manifest() {
 }
 
 #[test]
-fn what_is_copied_goes_into_the_context_and_nothing_else() {
+fn the_build_context_has_only_the_copied_files() {
     let ignored = text(".dockerignore");
     let mut lines = ignored.lines().filter(|line| !line.starts_with('#'));
     assert_eq!(lines.next(), Some("*"));
@@ -114,7 +114,7 @@ async fn the_image_runs_read_only_as_a_numeric_user_and_checks_its_health() {
 }
 
 #[test]
-fn the_default_command_is_one_that_the_program_knows() {
+fn the_default_command_is_a_command_of_the_program() {
     let image = ImageRoot::assemble();
     let output = steps(&["start"], image.path()).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -124,7 +124,7 @@ fn the_default_command_is_one_that_the_program_knows() {
 
 /// The script reads the Dockerfile, and rejects an unknown instruction.
 #[test]
-fn an_instruction_that_is_not_known_is_refused_and_so_is_root() {
+fn an_unknown_instruction_is_rejected_and_so_is_root() {
     for (from, to, error) in [
         ("VOLUME /data", "ADD . /data", "the instruction ADD is not known"),
         ("USER 65532:65532", "USER root", "USER root is no number"),

@@ -373,16 +373,16 @@ async fn with_required_replicas_no_entry_is_served_before_it_is_replicated() {
     replica.pause();
     assert!(matches!(append(&writer, 2).await, Err(AppendError::Unavailable(_))));
     assert_eq!(last_of(&primary).await, Some("26".to_owned()), "the primary has it");
-    let beside = FollowingReplica::following(&store()).await;
+    let third = FollowingReplica::following(&store()).await;
     throughout(Duration::from_secs(1), "no reader gets it", async || {
-        [here.last(), there.last(), beside.last()] == [24; 3]
+        [here.last(), there.last(), third.last()] == [24; 3]
     })
     .await;
     replica.resume();
     let last = until_done(&writer, 2).await;
     subscriber.reach(last).await;
     assert_eq!(last.offset, Offset(26));
-    eventually("all readers get it", async || [here.last(), beside.last()] == [26; 2]).await;
+    eventually("all readers get it", async || [here.last(), third.last()] == [26; 2]).await;
 
     // A writer that starts without a replica serves the replicated entries, and the others after its first append.
     replica.pause();

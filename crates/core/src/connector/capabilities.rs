@@ -1,4 +1,4 @@
-//! What a platform can do, as values.
+//! The capabilities of a platform, as values.
 //!
 //! Texts are owned, so that a configured connector can fill every shape.
 
@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use crate::model::Position;
 
-/// What the rules of a stream need to know of its platform.
+/// The properties of a platform that the rules of a stream depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
-    /// How frames reach us.
+    /// The transport of frames.
     pub transport: Transport,
-    /// What is sent on an open connection before the session can be live.
+    /// The messages on an open connection before the session can be live.
     pub opening: Opening,
     /// Whether and how the platform resumes after a position.
     pub resume: Resume,
-    /// What a second socket does to the first.
+    /// The effect of a second socket on the first.
     pub overlap: Overlap,
-    /// What is sent on a silent connection to find out whether it is alive.
+    /// The message on a silent connection that the platform must answer.
     pub probe: Probe,
     /// When a new socket is live. A successor of a live session also needs one received frame.
     pub liveness: Liveness,
@@ -27,7 +27,7 @@ pub struct Capabilities {
     pub refresh_interval: Option<Duration>,
 }
 
-/// How frames reach us. The session sees frames whatever the transport.
+/// The transport of frames. The session is the same for every transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// One socket of RFC 6455.
@@ -106,7 +106,7 @@ impl Resume {
     }
 }
 
-/// What a second socket does to the first. It decides the order of a rotation.
+/// The effect of a second socket on the first. It decides the order of a rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Overlap {
     /// Both get every event: open, verify, drop duplicates, close the old one.

@@ -10,7 +10,7 @@ pub struct Endpoint {
     /// `wss://`, or `https://` for a poll transport, without token and resume parameter.
     pub url: String,
     pub credential: Credential,
-    /// The platform's id of it, where it has one (a channel id).
+    /// The platform's id of the endpoint, such as a channel id.
     pub id: Option<String>,
     /// The topics that are subscribed on it.
     pub topics: Vec<String>,
@@ -34,7 +34,7 @@ impl Endpoint {
         other.refused.iter().find(is_less)
     }
 
-    /// The same endpoint with nothing subscribed on it.
+    /// This endpoint without subscriptions.
     pub fn unsubscribed(self) -> Self {
         Self { topics: Vec::new(), refused: Vec::new(), subscribed: false, ..self }
     }

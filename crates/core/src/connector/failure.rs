@@ -41,7 +41,7 @@ pub enum PositionDoubt {
     WhenRepeated,
 }
 
-/// What follows a failure.
+/// The reaction to a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Back off. After a stable session the first attempt follows at once.

@@ -1,4 +1,4 @@
-//! What a frame holds.
+//! The content of a frame.
 
 use std::fmt;
 

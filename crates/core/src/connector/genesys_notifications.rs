@@ -70,7 +70,7 @@ const TOPIC_LEN_MAX: usize = 200;
 /// The platform answers this with `pong` on `channel.metadata`.
 const PING: &str = r#"{"message":"ping"}"#;
 
-/// A channel is replaced when this part of its life remains.
+/// A channel is replaced when this part of its lifetime remains.
 const LIFETIME_MARGIN_DIVISOR: u32 = 24;
 
 /// The interval of the platform's heartbeats.

@@ -1,4 +1,4 @@
-//! What a stream can lose, duplicate or reorder: the texts that `trunkline check` prints.
+//! The possible losses, duplicates and reorderings of a stream: the texts that `trunkline check` prints.
 
 use std::time::Duration;
 

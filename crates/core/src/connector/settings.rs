@@ -97,7 +97,7 @@ pub enum SettingKey {
     Account(&'static str),
 }
 
-/// What a finding prevents.
+/// The effect of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
     /// The configuration is refused.

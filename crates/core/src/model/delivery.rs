@@ -14,7 +14,7 @@ pub enum Rotation {
     BreakFirst,
 }
 
-/// What happens when a stream's buffer is full.
+/// The policy of a stream's full buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OverflowPolicy {

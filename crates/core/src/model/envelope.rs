@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn every_envelope_is_json_whatever_the_platform_wrote() {
+    fn every_envelope_is_json_for_any_text_of_the_platform() {
         for hostile in ["", "\"", "\\", "a\nb", "\u{1}", "ü€😀", "\u{2028}"] {
             let mut event = full();
             event.kind = ByteString::from(hostile);

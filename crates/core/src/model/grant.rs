@@ -1,4 +1,4 @@
-//! What the token of a consumer permits: which streams, for whom, until when.
+//! The permission of a consumer's token: streams, subject and expiry.
 
 mod claims;
 
@@ -44,7 +44,7 @@ impl ConsumerGrant {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subject(String);
 
-/// The text is no subject.
+/// The text is not a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected a subject of 1 to {SUBJECT_LEN_MAX} bytes without control characters")]
 pub struct SubjectError;
@@ -74,7 +74,7 @@ impl fmt::Display for Subject {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamPattern(String);
 
-/// The text is no stream pattern.
+/// The text is not a stream pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "expected the name of a stream, or a pattern of at most {PATTERN_LEN_MAX} characters: a-z, 0-9, '.', '_', '-', \

@@ -21,7 +21,7 @@ pub struct Revocation {
     pub ttl: Duration,
 }
 
-/// The text names no target.
+/// The text is not a target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{found:?} is neither session:ID nor subject:NAME")]
 pub struct RevocationTargetError {

@@ -13,7 +13,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_suggested_only_for_one_that_is_much_like_it() {
+    fn a_word_is_suggested_only_for_a_similar_one() {
         let known = ["after", "since", "from", "type", "limit", "positions"];
         for (found, suggested) in [
             ("aftr", Some("after")),

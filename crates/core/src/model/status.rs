@@ -32,7 +32,7 @@ pub enum StatusMeaning {
 }
 
 impl StatusMeaning {
-    /// `retry_after` is the pause that the answer asks for. It counts only with 429 and 503.
+    /// `retry_after` is the delay that the response requests. It counts only with 429 and 503.
     pub fn of(exchange: Exchange, status: u16, retry_after: Option<Duration>) -> Self {
         match (exchange, status) {
             (_, 429) => Self::Throttled(retry_after),

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_the_jitter_an_attempt_follows_within_five_seconds_of_a_short_outage() {
+    fn with_any_jitter_an_attempt_follows_within_five_seconds_of_a_short_outage() {
         for unit in (0..=100).map(|percent| f64::from(percent) / 100.0) {
             let lost = Instant::now();
             let mut backoff = Backoff::new(Settings::default());

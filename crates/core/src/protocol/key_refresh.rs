@@ -36,7 +36,7 @@ pub enum Input {
     Failed { unit: f64 },
 }
 
-/// What the owner of the machine does.
+/// An action of the owner of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
     /// Fetch the keys, and report the result.
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_brings_the_next_fetch_forward() {
+    fn an_unknown_key_makes_the_next_fetch_earlier() {
         let start = Instant::now();
         let mut machine = fetched(start, None, 0.5);
         machine.handle(Input::UnknownKey, start + secs(3));

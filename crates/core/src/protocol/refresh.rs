@@ -141,7 +141,7 @@ impl Refresh {
         self.poll_timeout().filter(|_| !matches!(self.state, RefreshState::Fetching { .. }))
     }
 
-    /// What a refresh waits for now. None if only the scheduled refresh is due.
+    /// The reason why a refresh waits now. None if only the scheduled refresh is due.
     pub fn pending_refresh(&self, now: Instant) -> Option<PendingRefresh> {
         PendingRefresh::of(self.state, self.tokens.lifetime(), &self.settings, now)
     }

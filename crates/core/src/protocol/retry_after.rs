@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_counts_from_the_answers_own_date_whatever_the_local_clock_shows() {
+    fn a_retry_date_is_relative_to_the_date_of_the_response() {
         let (date, at) = ("Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:50:57 GMT");
         let sent = http_date(date).unwrap();
         for skew_secs in [-86_400, -3_600, 0, 3_600, 86_400] {

@@ -192,7 +192,7 @@ impl Stream {
         self.capabilities.resume != Resume::Sequence
     }
 
-    /// What the stream reads.
+    /// The feed that the stream reads.
     pub fn feed(&self) -> FeedId {
         self.settings.feed
     }

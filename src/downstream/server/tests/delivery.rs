@@ -207,7 +207,7 @@ async fn wait_for_first(relay: &RelayFixture) -> u64 {
 }
 
 #[tokio::test]
-async fn a_cursor_beyond_retention_gets_a_gap_and_then_everything_that_is_held() {
+async fn a_cursor_beyond_retention_gets_a_gap_and_then_all_stored_entries() {
     let (relay, first) = trimmed().await;
     let after = relay.mark("queues", 3);
     let path = format!("{QUEUES}?after={after}");
@@ -222,7 +222,7 @@ async fn a_cursor_beyond_retention_gets_a_gap_and_then_everything_that_is_held()
     let mut resumed = relay.get(QUEUES, &[SSE, ("Last-Event-ID", &id)]).await;
     assert_eq!(sequences(&resumed.sse_events(expected.len()).await), expected, "the gap's id is a cursor");
     let mut lines = relay.get(&format!("{QUEUES}?after={}", gap["id"].as_str().unwrap()), &[NDJSON]).await;
-    assert_eq!(sequences(&lines.lines(expected.len()).await), expected, "and so is its own id");
+    assert_eq!(sequences(&lines.lines(expected.len()).await), expected, "the id of the gap event is a cursor");
     drop((ws, sse, resumed, lines));
     relay.drain().await;
 }
@@ -433,7 +433,7 @@ async fn append_unmatched(relay: &RelayFixture, stream: &str, hundreds: usize) {
 const WANTED: &str = "\"w\"";
 
 #[tokio::test]
-async fn a_filtered_server_sent_reader_comes_back_after_retention_and_misses_nothing() {
+async fn a_filtered_sse_reader_resumes_after_retention_and_misses_nothing() {
     let relay = RelayFixture::with(RelaySetup { retention: 1_500, ..RelaySetup::default() }).await;
     let path = format!("{QUEUES}?type=test.w");
     let mut sse = relay.get(&path, &[SSE]).await;
@@ -445,13 +445,13 @@ async fn a_filtered_server_sent_reader_comes_back_after_retention_and_misses_not
         last_id = sse.sse_id().await.expect("an id that advances");
     }
     drop(sse);
-    assert!(relay.log("queues").end().first.0 > 2, "retention has overtaken the first event");
+    assert!(relay.log("queues").end().first.0 > 2, "retention has trimmed the first event");
     relay.append("queues", &[WANTED]).await;
     let event = relay.get(&path, &[SSE, ("Last-Event-ID", &last_id)]).await.sse().await.unwrap().1;
     assert_eq!((event["type"].as_str(), event["sequence"].as_str()), (Some("test.w"), Some("3002")), "{event}");
     let stale = relay.mark("queues", 1).to_string();
     let event = relay.get(&path, &[SSE, ("Last-Event-ID", &stale)]).await.sse().await.unwrap().1;
-    assert_eq!(event["data"]["reason"], "trimmed", "what the reader would meet without the ids");
+    assert_eq!(event["data"]["reason"], "trimmed", "a reader without the ids gets this gap");
     relay.drain().await;
 }
 
@@ -508,7 +508,7 @@ async fn websocket_and_ndjson_send_positions_on_request() {
         assert_eq!((event["type"].as_str(), event["sequence"].as_str()), (Some("test.w"), Some("1001")));
     }
     let events = whole.events(1_001).await;
-    assert_eq!(sequences(&events), (1..=1_001).collect::<Vec<_>>(), "who gets all is last_id nothing beside");
+    assert_eq!(sequences(&events), (1..=1_001).collect::<Vec<_>>(), "an unfiltered reader gets no positions");
     let position = loop {
         let event = several.event().await;
         if event["type"] == "trunkline.session.position" {
@@ -530,7 +530,7 @@ async fn a_filtered_out_position_is_reported_within_the_interval() {
     let mut all = relay.get(QUEUES, &[SSE]).await;
     relay.append("queues", &["\"x\""; 3]).await;
     let end = relay.mark("queues", 3).to_string();
-    while sse.sse_id().await.expect("an id that goes on") != end {}
+    while sse.sse_id().await.expect("an id that advances") != end {}
     assert_eq!(sequences(&all.sse_events(3).await), [1, 2, 3]);
     drop((sse, all));
     relay.drain().await;

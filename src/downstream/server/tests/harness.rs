@@ -364,7 +364,7 @@ impl TestHttpClient {
 
     /// The URI of the next page.
     pub(super) fn next_page(&self) -> String {
-        let link = self.header("link").expect("every page says where the next is");
+        let link = self.header("link").expect("every page links to the next");
         link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\"")).unwrap().to_owned()
     }
 }

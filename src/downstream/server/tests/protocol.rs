@@ -22,8 +22,8 @@ async fn unknown_paths_and_invalid_queries_get_problem_documents() {
         ("GET", "/", 404, "not-found"),
         ("GET", "/v1/streams/queues", 404, "not-found"),
         ("GET", "/v1/streams/unknown/events", 404, "unknown-stream"),
-        ("GET", "/v1/streams/NOBODY/events", 404, "unknown-stream"),
-        ("GET", "/v1/events?stream=nobody", 404, "unknown-stream"),
+        ("GET", "/v1/streams/UNKNOWN/events", 404, "unknown-stream"),
+        ("GET", "/v1/events?stream=unknown", 404, "unknown-stream"),
         ("GET", "/v1/events", 400, "invalid-parameter"),
         ("POST", QUEUES, 405, "method-not-allowed"),
         ("DELETE", "/v1/streams", 405, "method-not-allowed"),
@@ -116,7 +116,7 @@ async fn a_foreign_page_is_refused_before_anything_else() {
 }
 
 #[tokio::test]
-async fn a_websocket_is_opened_as_the_standard_says_and_never_compressed() {
+async fn a_websocket_handshake_follows_the_rfc_and_is_never_compressed() {
     let relay = RelayFixture::start().await;
     let offer = [
         ("sec-websocket-protocol", "mqtt, cloudevents.json"),
@@ -162,7 +162,7 @@ async fn a_protocol_violation_is_answered_with_its_close_code() {
 }
 
 #[tokio::test]
-async fn a_message_that_means_nothing_is_ignored_and_a_ping_is_answered() {
+async fn an_unknown_message_is_ignored_and_a_ping_is_answered() {
     let relay = RelayFixture::start().await;
     let mut ws = relay.subscribe(QUEUES).await;
     ws.0.send(Message::text("hello?")).await.unwrap();
@@ -176,7 +176,7 @@ async fn a_message_that_means_nothing_is_ignored_and_a_ping_is_answered() {
 }
 
 #[tokio::test]
-async fn pings_under_a_stream_of_events_never_break_a_frame() {
+async fn pings_between_events_never_split_a_frame() {
     let relay = RelayFixture::start().await;
     let mut ws = relay.subscribe(QUEUES).await;
     let body = format!("\"{}\"", "x".repeat(3_000));
@@ -208,7 +208,7 @@ impl super::harness::TestWsClient {
 }
 
 #[tokio::test]
-async fn a_silent_client_is_pinged_and_given_up_when_it_does_not_answer() {
+async fn a_silent_client_is_pinged_and_closed_if_it_does_not_answer() {
     let mut setup = RelaySetup::default();
     setup.server.ping_interval = Duration::from_millis(50);
     let relay = RelayFixture::with(setup).await;
@@ -232,7 +232,7 @@ async fn a_silent_client_is_pinged_and_given_up_when_it_does_not_answer() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_is_closed_as_too_slow_between_two_frames() {
+async fn a_client_that_does_not_read_is_closed_as_too_slow_between_two_frames() {
     let mut setup = RelaySetup::default();
     setup.server.limits.stall_max = Duration::from_millis(300);
     let relay = RelayFixture::with(setup).await;
@@ -326,7 +326,7 @@ async fn head_is_answered_as_get_is_without_a_body() {
             format!("HEAD {path} HTTP/1.1\r\nHost: {authority}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        timeout(TIMEOUT, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
+        timeout(TIMEOUT, stream.read_to_string(&mut answer)).await.expect("the response ends in time").unwrap();
         let head = answer.to_lowercase();
         assert!(head.starts_with(&format!("http/1.1 {status} ")) && head.ends_with("\r\n\r\n"), "{path}: {answer}");
         assert_eq!(head.matches("\r\n\r\n").count(), 1, "no body: {answer}");
@@ -357,7 +357,7 @@ async fn a_request_without_a_clear_host_is_refused() {
         let mut stream = TcpStream::connect(&relay.authority).await.unwrap();
         stream.write_all(format!("GET /v1/streams {lines}Connection: close\r\n\r\n").as_bytes()).await.unwrap();
         let mut answer = String::new();
-        timeout(TIMEOUT, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
+        timeout(TIMEOUT, stream.read_to_string(&mut answer)).await.expect("the response ends in time").unwrap();
         assert_eq!(answer.split(' ').nth(1), Some(status.to_string().as_str()), "{lines:?}: {answer}");
         assert_eq!(answer.contains("urn:trunkline:problem:invalid-host"), status == 400, "{lines:?}: {answer}");
     }
@@ -379,7 +379,7 @@ async fn an_address_at_its_limit_does_not_block_others() {
     let status = async |mut stream: TcpStream| {
         stream.write_all(b"GET /v1/streams HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
         let mut answer = String::new();
-        timeout(TIMEOUT, stream.read_to_string(&mut answer)).await.expect("an end in time").unwrap();
+        timeout(TIMEOUT, stream.read_to_string(&mut answer)).await.expect("the response ends in time").unwrap();
         assert_ne!(answer.starts_with("HTTP/1.1 2"), answer.contains("Retry-After: 5"), "{answer}");
         answer.split(' ').nth(1).unwrap().to_owned()
     };
@@ -390,7 +390,7 @@ async fn an_address_at_its_limit_does_not_block_others() {
         let mut third = from([127, 0, 0, 3]).await;
         third.write_all(b"GET /v1/streams HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
         let mut answer = [0; 12];
-        timeout(TIMEOUT, third.read_exact(&mut answer)).await.expect("an answer in time").unwrap();
+        timeout(TIMEOUT, third.read_exact(&mut answer)).await.expect("a response in time").unwrap();
         if &answer == b"HTTP/1.1 200" {
             break third;
         }
@@ -401,7 +401,7 @@ async fn an_address_at_its_limit_does_not_block_others() {
 }
 
 #[tokio::test]
-async fn behind_a_trusted_proxy_each_client_has_a_share_of_its_own() {
+async fn each_client_behind_a_trusted_proxy_has_its_own_limit() {
     let mut setup = RelaySetup::default();
     setup.server.limits.connections_per_address_max = 1;
     setup.server.limits.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
@@ -468,7 +468,7 @@ async fn unread_pages_are_bounded() {
     }
     let page = format!("{QUEUES}?from=first&limit=1000");
     let mut whole = relay.get(&page, &[]).await;
-    assert_eq!(whole.json().await.as_array().unwrap().len(), 1_000, "a page beyond the bound has it for itself");
+    assert_eq!(whole.json().await.as_array().unwrap().len(), 1_000, "a page above the limit uses the whole budget");
     // The client reads heads and no bodies, so that each response has more unsent bytes than the kernel buffers.
     let mut held = Vec::new();
     let mut refused = loop {
@@ -477,11 +477,11 @@ async fn unread_pages_are_bounded() {
             break answer;
         }
         held.push(answer);
-        assert!(held.len() < 30, "there is no bound");
+        assert!(held.len() < 30, "the memory is not limited");
     };
     assert_eq!((refused.status(), refused.header("retry-after").as_deref()), (503, Some("5")));
     assert_eq!(refused.problem().await.0, "busy");
-    assert_eq!(relay.get("/v1/streams", &[]).await.status(), 200, "what is no page is served");
+    assert_eq!(relay.get("/v1/streams", &[]).await.status(), 200, "other resources are served");
     drop(held);
     let mut again = relay.get(&page, &[]).await;
     assert_eq!((again.status(), again.json().await.as_array().unwrap().len()), (200, 1_000));

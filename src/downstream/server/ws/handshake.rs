@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_handshake_of_the_standard_is_answered_as_the_standard_says() {
+    fn the_handshake_example_of_the_rfc_gets_the_response_of_the_rfc() {
         let (response, subprotocol) = accept(Version::HTTP_11, &headers(&[])).unwrap();
         assert_eq!(subprotocol, Subprotocol::None);
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_known_subprotocol_and_no_extension_is_agreed_to() {
+    fn only_a_known_subprotocol_and_no_extension_is_accepted() {
         for (offered, agreed) in [
             ("cloudevents.json", Some("cloudevents.json")),
             ("mqtt, cloudevents.json", Some("cloudevents.json")),

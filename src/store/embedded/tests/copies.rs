@@ -72,7 +72,7 @@ async fn a_copy_and_its_original_never_give_the_same_id_to_different_entries() {
     copy(&original, &copied);
     let store = open(&original, RETAIN_ALL).unwrap();
     let mut log = StreamFixture::open(&store, "queues").await;
-    assert_eq!(log.state.lineage, before, "the original goes on in its epoch");
+    assert_eq!(log.state.lineage, before, "the original continues in its epoch");
     log.append(4).await.unwrap();
     let ninth = mark(&log.state.lineage, 9);
     store.close().await;

@@ -1,7 +1,7 @@
 //! A full disk, simulated by a limit on the database's pages: which writes are rejected, which succeed, and how the
 //! store recovers.
 
-#![expect(clippy::unwrap_in_result, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_in_result, reason = "a test that cannot continue fails")]
 
 use std::path::Path;
 

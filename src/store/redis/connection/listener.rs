@@ -25,10 +25,10 @@ pub(super) async fn open(
     limits: RedisTimeouts,
     channels: &[&str],
 ) -> Result<PubSubListener, RedisError> {
-    let mut heard = dial::client(address, limits).await?.get_async_pubsub().await?;
-    heard.subscribe(channels).await?;
+    let mut pubsub = dial::client(address, limits).await?.get_async_pubsub().await?;
+    pubsub.subscribe(channels).await?;
     let channel = channels.first().map(|&channel| channel.to_owned()).unwrap_or_default();
-    Ok(PubSubListener { pubsub: heard, channel, response_max: limits.response })
+    Ok(PubSubListener { pubsub, channel, response_max: limits.response })
 }
 
 impl PubSubListener {

@@ -17,7 +17,7 @@ struct RandomFaults {
 
 impl RandomFaults {
     async fn start(seed: u64) -> Self {
-        let (server, beside) = (RedisServer::volatile(), RedisServer::volatile());
+        let (server, copy) = (RedisServer::volatile(), RedisServer::volatile());
         let replicas = [FollowingReplica::following(&store(&server)).await, {
             let mut small = FollowingReplica::with_tail(&store(&server), 6_000).await;
             small.follow();
@@ -26,7 +26,7 @@ impl RandomFaults {
         let subscribers = (0..6).map(|number| replicas[number % 2].subscribe(0)).collect();
         let rng = fastrand::Rng::with_seed(seed);
         let mut scenario =
-            Self { rng, server, copy: beside, is_partitioned: false, replicas, owner: 0, writer: None, subscribers };
+            Self { rng, server, copy, is_partitioned: false, replicas, owner: 0, writer: None, subscribers };
         scenario.claim(None).await;
         // A log without entries would count as wiped, which another test covers.
         scenario.append().await;

@@ -354,7 +354,7 @@ impl ChannelPreparation {
         let scheme = url.split_once("://").map(|(scheme, _)| scheme).unwrap_or_default();
         let socket = ["wss", "ws"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
         if !socket || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
-            return invalid_response("a channel whose address is none");
+            return invalid_response("a channel without a valid address");
         }
         let channel = Endpoint {
             url,

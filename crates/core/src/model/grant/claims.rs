@@ -19,10 +19,10 @@ const PATTERNS_MAX: usize = 256;
 /// Maximum bytes of a filter.
 const FILTER_LEN_MAX: usize = 4096;
 
-/// The last second of the year 9999. Later times are mistakes, such as milliseconds in place of seconds.
+/// The last second of the year 9999. Later times are errors, such as milliseconds in place of seconds.
 const SECONDS_MAX: f64 = 253_402_300_799.0;
 
-/// What tokens must state about issuer and audience.
+/// The required issuer and audience of tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClaimRules {
     /// The name of this daemon in `aud`. None: tokens must have no `aud` (RFC 7519 section 4.1.3).
@@ -107,7 +107,7 @@ impl ClaimRules {
     }
 }
 
-/// The claims that matter, as JSON. Other claims are ignored, and a claim that stands twice is an error.
+/// The known claims, as JSON. Other claims are ignored, and a repeated claim is an error.
 #[derive(Deserialize)]
 struct ClaimTexts<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
@@ -129,7 +129,7 @@ struct ClaimTexts<'a> {
 }
 
 impl<'a> ClaimTexts<'a> {
-    /// The claims of a JSON object; a list in their order is none.
+    /// The claims of a JSON object. A list of values is rejected.
     fn read(text: &'a str) -> Option<Self> {
         text.trim_start().starts_with('{').then(|| serde_json::from_str(text).ok())?
     }

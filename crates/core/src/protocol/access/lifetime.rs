@@ -56,7 +56,7 @@ impl CloseReason {
     }
 }
 
-/// What is due in a session.
+/// A due action of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessMessage {
     /// The token expires in this time. Sent once for each token.
@@ -144,7 +144,7 @@ impl AccessLifetime {
         [self.warn_at, idle_at].into_iter().flatten().fold(self.expires_at, Instant::min)
     }
 
-    /// What is due now, if anything.
+    /// The action that is due now.
     pub fn poll(&mut self, now: Instant) -> Option<AccessMessage> {
         if self.expires_at <= now {
             return Some(AccessMessage::Close(CloseReason::TokenExpired));

@@ -1,4 +1,4 @@
-//! What one subject may use at the same time: connections, streams, and bytes a second.
+//! The limits of one subject: connections, streams, and bytes a second.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ pub enum LimitExceeded {
     Bytes(u64),
 }
 
-/// What the subjects of all open connections use.
+/// The usage of the subjects of all open connections.
 #[derive(Debug, Clone, Default)]
 pub struct SubjectUsage {
     subjects: BTreeMap<String, Usage>,

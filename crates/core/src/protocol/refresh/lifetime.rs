@@ -16,7 +16,7 @@ pub const LIFETIME_MIN: Duration = Duration::from_secs(2);
 /// Longer lifetimes are cut to this, so that a token is refreshed at least every other day.
 pub const LIFETIME_MAX: Duration = Duration::from_secs(48 * 3_600);
 
-/// What is known about a token's lifetime.
+/// The known facts about a token's lifetime.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct LifetimeHints {
     /// The number of seconds in the answer.

@@ -61,7 +61,7 @@ pub(super) enum ReadPurpose {
     AfterGrant(TokenLifetime),
 }
 
-/// What follows from an answer of the store or the end of a wait.
+/// The result of a response of the store or the end of a wait.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum VaultDecision {
     Enter(VaultStep),

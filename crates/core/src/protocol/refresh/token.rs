@@ -1,4 +1,4 @@
-//! What is known about an account's tokens: generations and lifetimes, no secret.
+//! The known facts about an account's tokens: generations and lifetimes, no secret.
 
 use std::time::{Duration, Instant};
 

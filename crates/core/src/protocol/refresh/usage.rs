@@ -30,7 +30,7 @@ pub struct TokenUsage {
     refused: Option<bool>,
 }
 
-/// What a rejection concerns.
+/// The scope of a rejection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalScope {
     /// An old token: there is a newer one already.

@@ -1,4 +1,4 @@
-//! What a refresh waits for, and until when. For status and logs.
+//! The reason why a refresh waits, and the end of the wait. For status and logs.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ pub struct PendingRefresh {
     pub until: Option<Instant>,
 }
 
-/// What a refresh waits for.
+/// The reason why a refresh waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitReason {
     Endpoint,
@@ -38,7 +38,9 @@ impl WaitReason {
             Self::Endpoint => "the response of the token endpoint",
             Self::Vault => "a response of Redis",
             Self::LockHeldElsewhere => "another replica, which holds the refresh lock",
-            Self::VaultUnavailable => "a random delay, because Redis does not respond (other replicas may also refresh)",
+            Self::VaultUnavailable => {
+                "a random delay, because Redis does not respond (other replicas may also refresh)"
+            }
             Self::IntervalMin => "the minimum time between two refreshes (refresh_interval_min)",
             Self::RetryAfter => "the delay that the token endpoint requested (Retry-After)",
             Self::Backoff => "the next attempt after a failure",
@@ -48,7 +50,7 @@ impl WaitReason {
 }
 
 impl PendingRefresh {
-    /// What a refresh in this state waits for. None if only the scheduled refresh is due. `lifetime`: of the token in
+    /// The reason why a refresh in this state waits. None if only the scheduled refresh is due. `lifetime`: of the token in
     /// use.
     pub(super) fn of(
         state: RefreshState,

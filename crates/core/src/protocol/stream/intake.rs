@@ -45,7 +45,7 @@ enum Numbering {
     Unnumbered { dedup: Option<DedupWindow>, position: Option<Position> },
 }
 
-/// What the caller must report after events were accepted.
+/// The facts that the caller must report after events were accepted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct IntakeOutcome {
     pub(super) duplicates: u64,

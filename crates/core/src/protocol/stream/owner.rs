@@ -19,7 +19,7 @@ use crate::{
 /// long the platform was silent.
 const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(15);
 
-/// What a stream has while it owns the log.
+/// The state of a stream while it owns the log.
 #[derive(Debug)]
 pub(super) struct Owner {
     pub(super) intake: Intake,

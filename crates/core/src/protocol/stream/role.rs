@@ -7,7 +7,7 @@ use crate::{
     protocol::{Moment, session::SessionId},
 };
 
-/// What becomes of the events that the sessions receive.
+/// The role of this replica in a stream.
 #[derive(Debug)]
 pub(super) enum Role {
     /// They go into the log.

@@ -32,7 +32,7 @@ use crate::{
 const REFETCH_HELD_MAX: usize = 1_024;
 /// A reset takes at least this many events with old numbers in a run. A single one is a stray.
 const RESET_RUN_MIN: usize = 2;
-/// What becomes of received events.
+/// The decision on received events.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Decision {
     Accepted(Event),

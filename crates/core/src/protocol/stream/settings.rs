@@ -15,7 +15,7 @@ pub(super) const OVERLAP_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub connector: Connector,
-    /// What the connector reads. A position of another feed is not used.
+    /// The feed that the connector reads. A position of another feed is not used.
     pub feed: FeedId,
     pub rotation: Rotation,
     /// A planned rotation begins after a random delay between half of this time and all of it.

@@ -20,7 +20,7 @@ const STANDBY_EVENTS_MAX: usize = 20_000;
 /// The buffer records the positions of at most this many sessions.
 const SESSIONS_MAX: usize = 64;
 
-/// What a stream has while another replica owns the log.
+/// The state of a stream while another replica owns the log.
 #[derive(Debug)]
 pub(super) struct Standby {
     pub(super) buffer: StandbyBuffer,

@@ -16,7 +16,7 @@ const BUFFER: Duration = Duration::from_secs(10);
 /// The maximum duration of a slow answer. The lock must outlive it. A longer one is a fault.
 const SLOW: Duration = Duration::from_millis(5_400);
 
-/// What may happen in an exploration.
+/// A step of an exploration.
 #[derive(Debug, Clone, Copy)]
 struct ModelConfig {
     replicas: usize,

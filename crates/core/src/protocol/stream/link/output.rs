@@ -1,4 +1,4 @@
-//! What the connection side asks of the coordinator.
+//! The requests of the connection side to the coordinator.
 
 use super::super::messages::Output;
 use crate::{
@@ -22,7 +22,7 @@ pub(in crate::protocol::stream) enum LinkOutput {
     Connected(SessionId),
     /// A frame ended a session. `was_live`: the session was live before.
     BadFrame { frame: BadFrame, was_live: bool },
-    /// What the data path must apply.
+    /// A change that the data path must apply.
     Path(PathInput),
 }
 
@@ -36,12 +36,12 @@ pub(in crate::protocol::stream) struct DialRequest {
     pub(in crate::protocol::stream) with_position: bool,
 }
 
-/// What happened to the sessions, as far as it matters for their events.
+/// A change of the sessions that affects their events.
 #[derive(Debug)]
 pub(in crate::protocol::stream) enum PathInput {
     /// A successor is starting. From here on two sessions may bring the same events.
     OverlapStarted,
-    /// This successor is live beside the old session.
+    /// This successor is live in addition to the old session.
     SuccessorLive(SessionId),
     /// The old session was sent a probe. The successor's events wait for the answer.
     SuccessorHeld(SessionId),
