@@ -105,8 +105,6 @@ const SCANNED: &[&str] = &[
     "Dockerfile",
     "docker-compose.yml",
 ];
-/// Folders within [`SCANNED`] that are not scanned yet.
-const EXCLUDED: &[&str] = &["src/store"];
 /// Endings of the files that hold code or text.
 const EXTENSIONS: [&str; 9] = ["rs", "md", "toml", "lua", "yaml", "yml", "json", "sh", "txt"];
 /// The list itself.
@@ -140,11 +138,7 @@ fn replaced(line: &str) -> Option<&'static (&'static str, &'static str)> {
 fn scanned() -> impl Iterator<Item = PathBuf> {
     let paths = SCANNED.iter().map(|path| root().join(path));
     let files = paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] });
-    files.filter(|file| has_text(file) && !file.ends_with(THIS_FILE) && !is_excluded(file))
-}
-
-fn is_excluded(file: &Path) -> bool {
-    EXCLUDED.iter().any(|folder| file.starts_with(root().join(folder)))
+    files.filter(|file| has_text(file) && !file.ends_with(THIS_FILE))
 }
 
 fn has_text(file: &Path) -> bool {
