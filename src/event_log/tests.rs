@@ -225,8 +225,8 @@ async fn a_claim_finds_what_others_appended_and_readers_wake_for_it() {
     let opened = TestLog::at(directory.path(), RETAIN_ALL, 1 << 20).await;
     let streams = [(opened.log().name().clone(), opened.log().source().clone())];
     let settings = Settings { tail_bytes: 1 << 20 };
-    let beside = EventLogs::open(Store::Embedded(opened.store.clone()), &streams, &settings).await.unwrap();
-    let log = beside.get(opened.log().name()).unwrap();
+    let second = EventLogs::open(Store::Embedded(opened.store.clone()), &streams, &settings).await.unwrap();
+    let log = second.get(opened.log().name()).unwrap();
     let mut reader = log.reader(Offset::START);
     opened.append(5).await;
     assert!(reader.try_next(1 << 20).await.unwrap().is_none(), "not visible yet");

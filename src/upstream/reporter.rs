@@ -12,7 +12,7 @@ use super::{
 use crate::{
     clock,
     connector::{Connector, Failure, RefusedTopic},
-    model::StreamName,
+    model::{Position, StreamName},
     protocol::stream::{OverflowPolicy, Settings, Stream, StreamReport, StreamState, TopicCoverage},
     telemetry::metrics,
 };
