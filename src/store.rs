@@ -3,6 +3,7 @@
 //! An enum, not a trait: Trunkline ships every store.
 
 mod age;
+pub mod consumers;
 pub mod embedded;
 pub mod redis;
 pub mod sinks;

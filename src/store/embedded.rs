@@ -3,6 +3,7 @@
 //! One thread writes; all waiting commands share one transaction and one fsync. Each reader has its own connection. An
 //! acknowledged write is on the disk. A damaged file is quarantined with an error message, and the store starts empty.
 
+mod consumers;
 mod database;
 mod directory;
 mod fault;

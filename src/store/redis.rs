@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod connection;
+mod consumers;
 mod credentials;
 mod follower;
 pub(crate) mod head;
@@ -37,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     address::Address,
     connection::{CommandError, RedisConnection, RedisTimeouts},
+    consumers::ConsumerScript,
     keys::LogKeys,
     log::{Log, RedisLog},
     records::RecordStore,
@@ -105,6 +107,7 @@ struct RedisShared {
     record_scripts: records::RecordScripts,
     sink_scripts: SinkScripts,
     ticket_script: TicketScript,
+    consumer_script: ConsumerScript,
     /// The logs that were read.
     views: RwLock<BTreeMap<StreamName, Arc<LogView>>>,
     /// The logs that this process writes to.
@@ -131,6 +134,7 @@ impl RedisStore {
             record_scripts: records::RecordScripts::default(),
             sink_scripts: SinkScripts::default(),
             ticket_script: TicketScript::default(),
+            consumer_script: ConsumerScript::default(),
             views: RwLock::default(),
             logs: RwLock::default(),
             age: Mutex::new(AgeClock::new(clock::wall(), clock::boot())),

@@ -41,6 +41,7 @@ macro_rules! on_each {
     };
 }
 
+mod consumers;
 mod sinks;
 mod tickets;
 

@@ -5,6 +5,7 @@
 pub mod access;
 pub mod backoff;
 pub mod breaker;
+pub mod consumer;
 pub mod key_refresh;
 pub mod lease;
 pub mod refresh;

@@ -24,7 +24,8 @@ use crate::{
 pub(super) const SCHEMA: i64 = SCHEMA_STEPS.len() as i64;
 
 /// What each schema adds to the one before, from schema 1 on.
-const SCHEMA_STEPS: [&str; 5] = [TABLES, RECORD_TABLES, IDENTITY_TABLES, SINK_TABLES, POSITION_TEXT_COLUMN];
+const SCHEMA_STEPS: [&str; 6] =
+    [TABLES, RECORD_TABLES, IDENTITY_TABLES, SINK_TABLES, POSITION_TEXT_COLUMN, CONSUMER_TABLE];
 
 const TABLES: &str = "
 CREATE TABLE stream (
@@ -108,6 +109,16 @@ CREATE TABLE dead_letter (
 /// The column that the fifth schema adds to the fourth: an opaque position. Column `position` has that of a numbered
 /// stream.
 const POSITION_TEXT_COLUMN: &str = "ALTER TABLE stream ADD COLUMN position_text TEXT;";
+
+/// The table that the sixth schema adds to the fifth: durable consumers.
+const CONSUMER_TABLE: &str = "
+CREATE TABLE consumer (
+    name TEXT NOT NULL PRIMARY KEY,
+    claim_number INTEGER NOT NULL,
+    claim_nonce BLOB NOT NULL,
+    used_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";
 
 /// Bits of a row's key that hold the offset; the stream's number is above them.
 const OFFSET_BITS: u32 = 44;

@@ -1,13 +1,13 @@
-//! Records that are not in the logs: cursors of consumers, revocations, and sinks.
+//! Records that are not in the logs: consumers and their cursors, revocations, and sinks.
 
 use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{fault::SqliteFault, sinks};
+use super::{consumers, fault::SqliteFault, sinks};
 use crate::{
     model::{ConsumerName, Fence, Mark, RevocationTarget, StreamName, Timestamp},
-    protocol::lease::LeaseRecord,
+    protocol::{consumer::ConsumerRecord, lease::LeaseRecord},
     store::{AppendError, sinks::SinkAdvance},
 };
 
@@ -15,6 +15,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum RecordChange {
     Cursor { consumer: ConsumerName, stream: StreamName, from: Option<Mark>, to: Mark },
+    DeleteCursor { consumer: ConsumerName, stream: StreamName },
+    Consumer { consumer: ConsumerName, from: Option<ConsumerRecord>, to: Option<ConsumerRecord> },
     Revocation { whose: RevocationTarget, at: Timestamp, ends_at: Timestamp },
     SinkLease { sink: ConsumerName, expected: Option<Fence>, record: LeaseRecord },
     SinkAdvance(SinkAdvance),
@@ -28,7 +30,12 @@ impl RecordChange {
             Self::SinkAdvance(advance) => {
                 advance.dead_letters.iter().map(|letter| letter.cause.len() + letter.envelope.len()).sum()
             }
-            Self::Cursor { .. } | Self::Revocation { .. } | Self::SinkLease { .. } | Self::RemoveDeadLetter { .. } => 0,
+            Self::Cursor { .. }
+            | Self::DeleteCursor { .. }
+            | Self::Consumer { .. }
+            | Self::Revocation { .. }
+            | Self::SinkLease { .. }
+            | Self::RemoveDeadLetter { .. } => 0,
         }
     }
 }
@@ -50,6 +57,10 @@ pub(super) fn change(
             }
             Ok(Ok(moves || found == Some(*to)))
         }
+        RecordChange::DeleteCursor { consumer, stream } => {
+            Ok(Ok(consumers::delete_cursor(connection, consumer, stream)?))
+        }
+        RecordChange::Consumer { consumer, from, to } => consumers::change(connection, consumer, *from, *to),
         RecordChange::Revocation { whose, at, ends_at } => {
             connection.prepare_cached("DELETE FROM revocation WHERE ends_at <= ?1")?.execute([now.0])?;
             let mut statement = connection.prepare_cached(

@@ -63,7 +63,7 @@ impl EmbeddedStore {
     }
 
     /// Runs a query over a reader's connection.
-    async fn query<T: Send + 'static>(
+    pub(super) async fn query<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> Result<T, SqliteFault> + Send + 'static,
     ) -> Result<T, ReadError> {

@@ -438,11 +438,14 @@ async fn a_false_suspicion_of_damage_costs_nothing() {
 /// Earlier schemas without an identity, each with the SQL that removes the tables it does not have.
 const EARLIER: [(i64, &str); 2] = [(1, "DROP TABLE cursor; DROP TABLE revocation"), (2, "")];
 
-/// Removes the additions of the fifth schema.
-const WITHOUT_POSITION_TEXT: &str = "ALTER TABLE stream DROP COLUMN position_text";
+/// Removes the additions of the sixth schema.
+const WITHOUT_CONSUMERS: &str = "DROP TABLE consumer";
 
-/// Removes the additions of the fourth schema and of the fifth.
-const WITHOUT_SINKS: &str = "DROP TABLE sink; DROP TABLE sink_cursor; DROP TABLE dead_letter;
+/// Removes the additions of the fifth schema and of later ones.
+const WITHOUT_POSITION_TEXT: &str = "DROP TABLE consumer; ALTER TABLE stream DROP COLUMN position_text";
+
+/// Removes the additions of the fourth schema and of later ones.
+const WITHOUT_SINKS: &str = "DROP TABLE consumer; DROP TABLE sink; DROP TABLE sink_cursor; DROP TABLE dead_letter;
      ALTER TABLE stream DROP COLUMN position_text";
 
 /// Removes the additions of the third schema.
@@ -481,7 +484,7 @@ async fn an_earlier_schema_is_migrated_and_starts_an_epoch() {
 
 #[tokio::test]
 async fn a_schema_with_an_identity_is_migrated_and_keeps_its_epoch() {
-    for (schema, harm) in [(3, WITHOUT_SINKS), (4, WITHOUT_POSITION_TEXT)] {
+    for (schema, harm) in [(3, WITHOUT_SINKS), (4, WITHOUT_POSITION_TEXT), (5, WITHOUT_CONSUMERS)] {
         let directory = tempfile::tempdir().unwrap();
         let store = open(directory.path(), RETAIN_ALL).unwrap();
         let mut former = StreamFixture::open(&store, "queues").await;
@@ -497,6 +500,7 @@ async fn a_schema_with_an_identity_is_migrated_and_keeps_its_epoch() {
             assert_eq!((log.state.last, log.epoch()), (Offset(3), former.epoch()), "schema {schema}");
             assert_eq!(log.state.checkpoint.as_ref(), Some(&stored), "schema {schema}");
             assert!(store.dead_letters(&"webhook".parse().unwrap(), 0, 1).await.unwrap().is_empty());
+            assert!(store.consumers().await.unwrap().is_empty());
             let append = Append { checkpoint: opaque.clone(), ..next(&log.name, &log.state, 0, 0, Timestamp(0)) };
             store.append(append).await.unwrap();
             store.close().await;
