@@ -207,9 +207,11 @@ pub fn temporary_folder(purpose: &str) -> anyhow::Result<TempDir> {
         .context("cannot create a temporary folder")
 }
 
-/// Installs the TLS provider of the process; further calls have no effect.
+/// Installs the cryptography of the process, for TLS and tokens; further calls have no effect.
 pub fn install_crypto() {
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+    let tls = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let tokens = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
+    if tls.is_err() || tokens.is_err() {
         tracing::trace!("the crypto provider is installed already");
     }
 }

@@ -93,7 +93,7 @@ impl JwksTask {
                     () = stop.cancelled() => return Ok(()),
                     fetched = fetch(&self.client, &self.url) => fetched,
                 };
-                self.on_fetched(fetched, &owner);
+                self.on_fetched(fetched, &mut owner);
             }
             let wake = self.machine.poll_timeout();
             tokio::select! {
@@ -106,12 +106,14 @@ impl JwksTask {
         }
     }
 
-    fn on_fetched(&mut self, fetched: Result<FetchedKeys, JwksError>, owner: &KeyOwner) {
+    fn on_fetched(&mut self, fetched: Result<FetchedKeys, JwksError>, owner: &mut KeyOwner) {
         let unit = fastrand::f64();
         match fetched {
             Ok(FetchedKeys { keys, max_age }) => {
                 tracing::debug!(keys = keys.len(), max_age_secs = max_age.map(|age| age.as_secs()), "keys fetched");
                 self.machine.handle(Input::Fetched { max_age, unit }, clock::now());
+                // Tokens until now may have a key of this set.
+                owner.unknown.mark_unchanged();
                 owner.keys.send_replace(Arc::new(KeySet::Issuer(keys)));
             }
             Err(error) => {

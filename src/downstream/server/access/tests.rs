@@ -245,18 +245,21 @@ async fn no_part_of_a_token_or_key_is_in_errors_logs_or_debug_output() {
 
 #[test]
 fn a_verification_is_short() {
-    const ROUNDS: u32 = 200;
+    const ROUNDS: usize = 200;
+    /// A release build needs a fraction of it.
+    const VERIFY_MAX: Duration = Duration::from_micros(500);
     let keys = [hmac_keys(), KeySet::Single(VerificationKey::of_pem(&ED.public_pem).unwrap())];
     let header = json!({ "alg": "EdDSA" });
     let tokens = [hmac_token(SECRET, Algorithm::HS256, &claims(NOW)), ED.token(&header, &claims(NOW))];
     for (keys, token) in keys.iter().zip(&tokens) {
-        let start = clock::now();
-        for _ in 0..ROUNDS {
+        let rounds = (0..ROUNDS).map(|_| {
+            let start = clock::now();
             super::verify(token, keys, &ClaimRules::default(), NOW).unwrap();
-        }
-        let each = (clock::now() - start) / ROUNDS;
-        // 60 µs in a release build on an idle machine.
-        assert!(each < Duration::from_millis(2), "{each:?}");
+            clock::now() - start
+        });
+        // The shortest round: other processes may interrupt the rest.
+        let shortest = rounds.min().unwrap();
+        assert!(shortest < VERIFY_MAX, "{shortest:?}");
     }
 }
 
