@@ -17,15 +17,15 @@ fn openssl(folder: &Path, arguments: &str) -> Vec<u8> {
 }
 
 /// A token with this algorithm: the message is signed by the command, and `format` converts the signature.
-fn token(folder: &Path, alg: &str, sign: &str, format: fn(Vec<u8>) -> Vec<u8>) -> String {
+fn token(folder: &Path, alg: &str, sign: &str, format: fn(&[u8]) -> Vec<u8>) -> String {
     let header = json!({ "alg": alg, "typ": "JWT" }).to_string();
     let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims(NOW).to_string()));
     fs::write(folder.join("message"), &message).unwrap();
-    format!("{message}.{}", URL_SAFE_NO_PAD.encode(format(openssl(folder, sign))))
+    format!("{message}.{}", URL_SAFE_NO_PAD.encode(format(&openssl(folder, sign))))
 }
 
 /// The fixed form (RFC 7518 section 3.4) of a DER signature: both integers in 32 bytes.
-fn fixed(der: Vec<u8>) -> Vec<u8> {
+fn fixed(der: &[u8]) -> Vec<u8> {
     let mut fixed = Vec::new();
     let mut rest = &der[2..];
     for _ in 0..2 {
@@ -50,13 +50,11 @@ fn tokens_that_openssl_signed_are_valid() {
     const RSA: &str = "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out key";
     const EC: &str = "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key";
     for (alg, make, sign, format) in [
-        ("RS256", RSA, "dgst -sha256 -sign key message", (|signature| signature) as fn(Vec<u8>) -> Vec<u8>),
-        ("RS512", RSA, "dgst -sha512 -sign key message", |signature| signature),
-        ("PS256", RSA, PSS, |signature| signature),
+        ("RS256", RSA, "dgst -sha256 -sign key message", <[u8]>::to_vec as fn(&[u8]) -> Vec<u8>),
+        ("RS512", RSA, "dgst -sha512 -sign key message", <[u8]>::to_vec),
+        ("PS256", RSA, PSS, <[u8]>::to_vec),
         ("ES256", EC, "dgst -sha256 -sign key message", fixed),
-        ("EdDSA", "genpkey -algorithm ED25519 -out key", "pkeyutl -sign -rawin -inkey key -in message", |signature| {
-            signature
-        }),
+        ("EdDSA", "genpkey -algorithm ED25519 -out key", "pkeyutl -sign -rawin -inkey key -in message", <[u8]>::to_vec),
     ] {
         let folder = tempfile::tempdir().unwrap();
         openssl(folder.path(), make);
