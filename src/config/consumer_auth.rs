@@ -158,7 +158,7 @@ client_secret = { env = "NOT_SET" }
                 "[http.auth]\njwt = { hmac = { env = \"KEY\" } }\nbind = [\"ip\"]",
                 "item 1: expected one of address, user-agent",
             ),
-            ("[http.auth]\njwt = { hmac = { env = \"KEY\" } }\nidle_max = \"31d\"", "above the maximum, \"30d\""),
+            ("[http.auth]\njwt = { hmac = { env = \"KEY\" } }\nidle_max = \"31d\"", "\"31d\" is above the maximum"),
             ("[http.auth]\njwt = { hmac = { env = \"KEY\" } }\nlimits = { streams = -1 }", "below the minimum"),
         ] {
             let found = load(section).unwrap_err();
