@@ -4,6 +4,7 @@
 
 mod responses;
 mod routes;
+mod sessions;
 mod startup;
 
 use std::{
@@ -21,6 +22,7 @@ use crate::{
     auth::Tokens,
     clock,
     coordination::Replica,
+    downstream::server::access::AccessControl,
     event_log::EventLogs,
     listener::{
         HttpListener, Listener,
@@ -82,6 +84,8 @@ pub struct AdminContext {
     pub replica: Option<Replica>,
     pub readiness: Readiness,
     pub logs: EventLogs,
+    /// The access of consumers; none where they do not authenticate.
+    pub access: Option<AccessControl>,
     /// Maximum connections of the listeners.
     pub connections: ConnectionBudget,
 }

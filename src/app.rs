@@ -112,6 +112,7 @@ impl App {
         server.serve(logs.clone(), move |stream: &StreamName| live.is_live(stream));
         let readiness = Readiness::default();
         let parts = admin::AdminContext {
+            access: None,
             store: store.clone(),
             streams: streams.clone(),
             accounts: tokens.into_values().collect(),

@@ -283,6 +283,11 @@ fn log_task_end(ended: Result<(), JoinError>) {
     }
 }
 
+/// The address of the client of a request; behind a trusted proxy the address that the proxy names. An extension of each
+/// request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientAddress(pub IpAddr);
+
 /// The permit of a connection, and the checks of its requests before the router.
 struct ConnectionAdmission {
     permit: Mutex<ConnectionPermit>,
@@ -292,7 +297,9 @@ struct ConnectionAdmission {
 }
 
 impl ConnectionAdmission {
+    /// Checks a request and adds the [`ClientAddress`] to it.
     fn check<B>(&self, request: &mut Request<B>) -> Result<(), HttpProblem> {
+        request.extensions_mut().insert(ClientAddress(self.peer));
         host::check(request.version(), request.headers())?;
         let target = request.uri().authority().cloned();
         if let Some(target) = target {
@@ -300,6 +307,7 @@ impl ConnectionAdmission {
         }
         let Some(proxies) = &self.proxies else { return Ok(()) };
         let client = forwarded::client(request.headers(), self.peer, proxies);
+        request.extensions_mut().insert(ClientAddress(client));
         let mut permit = self.permit.lock();
         Ok(permit.assign_to(forwarded::share_key(client))?)
     }

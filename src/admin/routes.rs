@@ -15,13 +15,14 @@ use axum::{
     http::{HeaderMap, StatusCode, header::RETRY_AFTER},
     middleware::{Next, from_fn_with_state},
     response::Response,
-    routing::{MethodRouter, get, post},
+    routing::{MethodRouter, delete, get, post},
 };
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use super::{
     AdminContext,
     responses::{self, AdminStatus, ReadinessReport, ReplicaMembers},
+    sessions,
 };
 use crate::{
     auth::Tokens,
@@ -58,6 +59,9 @@ pub(super) fn router(operators: AdminState) -> Router {
         .route("/admin/v1/streams/{stream}/rotate", command_route(OperatorCommand::Rotate))
         .route("/admin/v1/streams/{stream}/pause", command_route(OperatorCommand::Pause))
         .route("/admin/v1/streams/{stream}/resume", command_route(OperatorCommand::Resume))
+        .route("/admin/v1/sessions", allow_methods(READ, get(sessions::list)))
+        .route("/admin/v1/sessions/{session}", allow_methods("DELETE", delete(sessions::end)))
+        .route("/admin/v1/subjects/{subject}", allow_methods("DELETE", delete(sessions::refuse)))
         .route("/admin/v1/accounts/{account}/refresh", allow_methods("POST", post(refresh)))
         .fallback(not_found)
         .layer(from_fn_with_state(Arc::clone(&operators), guard));

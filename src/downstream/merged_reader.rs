@@ -300,6 +300,11 @@ impl<'a, D: Serialize> Envelope<'a, D> {
     }
 }
 
+/// A message to one client that is not a log entry: the CloudEvent of a session message.
+pub fn session_message(kind: &'static str, id: String, source: &str, data: impl Serialize, now: Timestamp) -> String {
+    Envelope::text(id, source, kind, data, now)
+}
+
 #[derive(Serialize)]
 struct PositionData {
     cursor: String,

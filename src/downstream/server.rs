@@ -14,6 +14,7 @@ mod read_start;
 pub mod render;
 mod routes;
 mod sse;
+mod tickets;
 mod ws;
 
 use std::{net::SocketAddr, time::Duration};
@@ -26,6 +27,7 @@ use crate::{
     model::StreamName,
     tasks::Tasks,
 };
+use access::AccessControl;
 use buffer_pool::BufferPool;
 use routes::ConsumerState;
 
@@ -100,7 +102,7 @@ impl ConsumerServer {
         let site = RouterSwitch::new(Router::new().fallback(async || error::ConsumerRequestError::Starting));
         let (switch, stop) = (site.clone(), tasks.stop());
         tasks.start("consumers", async move { Ok(listener.serve(switch, stop).await?) });
-        ConsumerServerHandle { site, settings, address }
+        ConsumerServerHandle { site, settings, address, access: None }
     }
 }
 
@@ -110,9 +112,16 @@ pub struct ConsumerServerHandle {
     site: RouterSwitch,
     settings: Settings,
     address: SocketAddr,
+    access: Option<AccessControl>,
 }
 
 impl ConsumerServerHandle {
+    /// Requires that consumers authenticate. Without it every client of the listener has access.
+    #[must_use]
+    pub fn with_access(self, access: Option<AccessControl>) -> Self {
+        Self { access, ..self }
+    }
+
     /// Serves `logs` from now on.
     pub fn serve<L>(self, logs: EventLogs, live: L)
     where
@@ -134,10 +143,18 @@ impl ConsumerServerHandle {
             origins_key: Some("http.allowed_origins"),
             loopback: self.address.ip().is_loopback(),
         };
-        let live = Box::new(live);
+        let (live, access) = (Box::new(live), self.access);
         let memory = BufferPool::of(held_len_max);
-        let site =
-            routes::router(ConsumerState { logs, live, origins, ping_every, keep_alive, position_every, memory });
+        let site = routes::router(ConsumerState {
+            logs,
+            live,
+            access,
+            origins,
+            ping_every,
+            keep_alive,
+            position_every,
+            memory,
+        });
         self.site.replace(site);
     }
 }

@@ -15,12 +15,14 @@ use prometheus::{
     TextEncoder, histogram_opts, opts,
 };
 
-use crate::model::StreamName;
+use crate::{model::StreamName, protocol::access::CloseReason};
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
 /// Reasons why a subscription ended. A page is not a subscription.
-const CLOSE_REASONS: [&str; 6] = ["draining", "gone", "limit", "protocol", "store", "too_slow"];
+const CLOSE_REASONS: [&str; 5] = ["draining", "gone", "protocol", "store", "too_slow"];
+/// Reasons of failed authentications.
+const AUTH_FAILURES: [&str; 6] = ["malformed", "missing", "revoked", "ticket", "token_expired", "token_invalid"];
 const TRANSPORTS: [&str; 4] = ["websocket", "sse", "ndjson", "page"];
 const STORE_ERRORS: [&str; 7] = ["full", "fenced", "damaged", "io", "read", "open", "refused"];
 
@@ -37,6 +39,8 @@ struct Metrics {
     transports: [TransportMetrics; TRANSPORTS.len()],
     closed: IntCounterVec,
     lag: IntGaugeVec,
+    auth_failures: IntCounterVec,
+    auth_flagged: IntGauge,
     store_append: Histogram,
     store_errors: IntCounterVec,
     log_lines_dropped: IntCounter,
@@ -69,6 +73,12 @@ impl Metrics {
             }),
             closed: counter_vec(r, "subscribers_closed_total", "Ended subscriptions by reason", &["reason"]),
             lag: gauge_vec(r, "subscribers_lag_events_max", "Lag of the slowest subscriber in entries", &["stream"]),
+            auth_failures: counter_vec(r, "auth_failures_total", "Failed authentications of consumers", &["reason"]),
+            auth_flagged: gauge(
+                r,
+                "auth_flagged_addresses",
+                "Addresses with more than 50 failed authentications within a minute",
+            ),
             store_append: histogram(
                 r,
                 "store_append_seconds",
@@ -168,7 +178,7 @@ impl SubscriberMetrics {
         METRICS.transports[self.transport].deliveries.inc_by(events as u64);
     }
 
-    /// Sets the close reason: one of `draining`, `limit`, `protocol`, `store`, `too_slow`. The default is `gone`.
+    /// Sets the close reason: one of `draining`, `protocol`, `store`, `too_slow`, or a [`CloseReason`]. The default is `gone`.
     pub fn set_close_reason(&mut self, reason: &'static str) {
         self.closed = Some(METRICS.closed.with_label_values(&[reason]));
     }
@@ -213,10 +223,24 @@ pub fn store_failed(reason: &'static str) {
     METRICS.store_errors.with_label_values(&[reason]).inc();
 }
 
+/// Counts a failed authentication. The reason is one of `malformed`, `missing`, `revoked`, `ticket`, `token_expired`,
+/// `token_invalid`.
+pub fn authentication_failed(reason: &'static str) {
+    METRICS.auth_failures.with_label_values(&[reason]).inc();
+}
+
+/// Sets the number of addresses with too many failed authentications.
+pub fn flagged_addresses(count: usize) {
+    METRICS.auth_flagged.set(i64::try_from(count).unwrap_or(i64::MAX));
+}
+
 /// Creates the series whose labels do not depend on the configuration.
 pub fn register_series() {
-    for reason in CLOSE_REASONS {
+    for reason in CLOSE_REASONS.into_iter().chain(CloseReason::ALL.map(CloseReason::as_str)) {
         METRICS.closed.with_label_values(&[reason]);
+    }
+    for reason in AUTH_FAILURES {
+        METRICS.auth_failures.with_label_values(&[reason]);
     }
     for reason in STORE_ERRORS {
         METRICS.store_errors.with_label_values(&[reason]);

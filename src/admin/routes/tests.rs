@@ -65,8 +65,16 @@ impl Daemon {
                 .unwrap();
         let readiness = Readiness::default();
         let connections = ConnectionBudget { consumers: 10, operators: 8 };
-        let parts =
-            AdminContext { store, streams, accounts, replica: None, readiness, logs: logs.clone(), connections };
+        let parts = AdminContext {
+            store,
+            streams,
+            accounts,
+            replica: None,
+            readiness,
+            logs: logs.clone(),
+            access: None,
+            connections,
+        };
         let origins = Origins {
             allowed: Vec::new(),
             hosts: Vec::new(),

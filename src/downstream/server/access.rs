@@ -3,12 +3,17 @@
 //! [`Verifier`] is the handle; the tasks behind it own the keys: they read key files again, and fetch the keys of an
 //! issuer (JWKS). The key decides which algorithms are permitted, never the token. Errors show no part of a token.
 
+mod control;
+mod credential;
 mod error;
+mod first_message;
 mod jose;
 mod jwks;
 mod key;
 mod key_files;
 mod key_set;
+mod session_message;
+mod sessions;
 mod settings;
 mod signer;
 
@@ -20,10 +25,19 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 pub use self::{
+    control::AccessControl,
     error::{KeySourceError, TokenError},
     key::VerificationKeyError,
+    sessions::{SessionStatus, Sessions},
     settings::{BindTarget, JwtSettings, KeySource, LimitSettings, Settings},
     signer::{GrantRequest, SignError, TokenSigner},
+};
+pub(super) use self::{
+    control::{AccessError, Admission, FIRST_MESSAGE_TIMEOUT, TICKET_TTL_MAX, permits},
+    credential::{TICKET, reject_ticket},
+    first_message::FirstMessage,
+    session_message::{ClientMessage, MalformedMessage},
+    sessions::{ConsumerSession, SessionRequest, due},
 };
 use self::{jose::SignedToken, jwks::JwksTask, key::VerificationKey, key_files::KeyFileTask, key_set::KeySet};
 use crate::{

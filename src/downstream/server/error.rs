@@ -5,12 +5,12 @@
 use axum::{
     http::{
         StatusCode,
-        header::{RETRY_AFTER, SEC_WEBSOCKET_VERSION},
+        header::{RETRY_AFTER, SEC_WEBSOCKET_VERSION, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
 };
 
-use super::{accept::ResponseForm, buffer_pool, query::QueryError, ws::handshake::HandshakeError};
+use super::{accept::ResponseForm, access::AccessError, buffer_pool, query::QueryError, ws::handshake::HandshakeError};
 use crate::{
     listener::{origin::OriginError, problem::HttpProblem},
     model::{Mark, StreamName},
@@ -43,6 +43,14 @@ pub(super) enum ConsumerRequestError {
     Handshake(#[from] HandshakeError),
     #[error("the buffer for pages is full; retry later")]
     Busy,
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    #[error("this listener has no authentication, so no ticket is needed")]
+    NoAuthentication,
+    #[error(
+        "expected a JSON object such as {{\"streams\": [\"queues\"], \"ttl\": \"60s\"}}, with 1s to 60s; both keys are optional"
+    )]
+    TicketRequest,
     #[error("the store is not open yet; try again")]
     Starting,
     #[error("cannot read the log")]
@@ -71,6 +79,11 @@ impl IntoResponse for ConsumerRequestError {
 }
 
 impl ConsumerRequestError {
+    /// The stable last part of the problem's `type`.
+    pub(super) fn slug(&self) -> &'static str {
+        self.problem().slug
+    }
+
     fn problem(&self) -> HttpProblem {
         let plain = |status, slug, title| HttpProblem::new(status, slug, title, self.to_string());
         match self {
@@ -93,6 +106,9 @@ impl ConsumerRequestError {
             }
             Self::Foreign(foreign) => foreign.problem(),
             Self::Handshake(error) => handshake_problem(error),
+            Self::Access(error) => access_problem(*error),
+            Self::NoAuthentication => plain(StatusCode::NOT_FOUND, "no-authentication", "No authentication"),
+            Self::TicketRequest => plain(StatusCode::BAD_REQUEST, "invalid-ticket-request", "Invalid ticket request"),
             Self::Busy => plain(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy").with(RETRY_AFTER, RETRY_AFTER_SECS),
             Self::Starting => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "starting", "Starting").with(RETRY_AFTER, STARTING_RETRY_SECS)
@@ -127,6 +143,32 @@ fn query_problem(
         | QueryError::TooManyStreams => ("invalid-parameter", "Invalid parameter"),
     };
     plain(StatusCode::BAD_REQUEST, slug, title)
+}
+
+/// The challenges of a 401 (RFC 6750 section 3).
+const CHALLENGE: &str = "Bearer realm=\"trunkline\"";
+const CHALLENGE_INVALID: &str = "Bearer realm=\"trunkline\", error=\"invalid_token\"";
+
+fn access_problem(error: AccessError) -> HttpProblem {
+    let plain = |status, slug, title| HttpProblem::new(status, slug, title, error.to_string());
+    let busy = |slug| plain(StatusCode::SERVICE_UNAVAILABLE, slug, "Not available").with(RETRY_AFTER, RETRY_AFTER_SECS);
+    let invalid =
+        |slug| plain(StatusCode::UNAUTHORIZED, slug, "Not authenticated").with(WWW_AUTHENTICATE, CHALLENGE_INVALID);
+    match error {
+        AccessError::Missing => plain(StatusCode::UNAUTHORIZED, "credentials-required", "Credentials required")
+            .with(WWW_AUTHENTICATE, CHALLENGE),
+        AccessError::Credential(_) => plain(StatusCode::BAD_REQUEST, "invalid-credentials", "Invalid credentials"),
+        AccessError::Token(token) if token.is_temporary() => busy("keys-unavailable"),
+        AccessError::Token(token) if token.reason() == "token_expired" => invalid("token-expired"),
+        AccessError::Token(_) | AccessError::Filter => invalid("token-invalid"),
+        AccessError::Ticket => invalid("ticket-invalid"),
+        AccessError::Revoked => invalid("revoked"),
+        AccessError::Forbidden => plain(StatusCode::FORBIDDEN, "forbidden", "Not permitted"),
+        AccessError::Limit(_) => plain(StatusCode::TOO_MANY_REQUESTS, "limit", "Limit of the subject reached")
+            .with(RETRY_AFTER, RETRY_AFTER_SECS),
+        AccessError::Busy => busy("too-many-unauthenticated"),
+        AccessError::Unavailable => busy("access-unavailable"),
+    }
 }
 
 fn handshake_problem(error: &HandshakeError) -> HttpProblem {

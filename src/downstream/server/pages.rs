@@ -154,9 +154,9 @@ impl Stream for PageBody {
     }
 }
 
-/// The link to the next page: the same query with `after=cursor`.
+/// The link to the next page: the same query with `after=cursor`, without the ticket, which is used.
 fn next_link(uri: &Uri, cursor: &str) -> String {
-    let begins = |pair: &&str| ["after=", "since=", "from="].iter().any(|name| pair.starts_with(name));
+    let begins = |pair: &&str| ["after=", "since=", "from=", "ticket="].iter().any(|name| pair.starts_with(name));
     let kept = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty() && !begins(pair));
     let query: Vec<&str> = kept.collect();
     let separator = if query.is_empty() { "" } else { "&" };
@@ -176,6 +176,7 @@ mod tests {
                 "/v1/streams/queues/events?limit=5&after=4f2a-3&type=a%2Ab",
                 "/v1/streams/queues/events?limit=5&type=a%2Ab&after=4f2a-17",
             ),
+            ("/v1/streams/queues/events?ticket=a1", "/v1/streams/queues/events?after=4f2a-17"),
             ("/v1/events?stream=a&since=10m&stream=b", "/v1/events?stream=a&stream=b&after=4f2a-17"),
         ] {
             let link = next_link(&asked.parse().unwrap(), "4f2a-17");

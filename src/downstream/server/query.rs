@@ -6,7 +6,7 @@ use axum::extract::Query as Pairs;
 use globset::Glob;
 use hyper::{HeaderMap, Uri};
 
-use super::render::TypeFilter;
+use super::{access::TICKET, render::TypeFilter};
 use crate::model::{self, Cursor, CursorError, Mark, NameError, Span, StreamName, Timestamp};
 
 /// A request for events.
@@ -87,8 +87,8 @@ const GLOB_LEN_MAX: usize = 256;
 /// Maximum length of a value quoted in an error.
 const SHOWN_MAX: usize = 80;
 
-const PARAMETERS: [&str; 6] = ["after", "since", "from", "type", "limit", "positions"];
-const PARAMETERS_OF_SEVERAL: [&str; 7] = ["stream", "after", "since", "from", "type", "limit", "positions"];
+const PARAMETERS: [&str; 7] = ["after", "since", "from", "type", "limit", "positions", TICKET];
+const PARAMETERS_OF_SEVERAL: [&str; 8] = ["stream", "after", "since", "from", "type", "limit", "positions", TICKET];
 
 /// Whether the path has the stream, or the query has one or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -317,7 +317,7 @@ mod tests {
                 "after=queues:4f2a-1,%20agents:9c01-3",
                 r#"after: in a cursor over several streams " agents" is not a valid name: use 1 to 64"#,
             ),
-            ("ticket=x", r#"unknown parameter "ticket""#),
+            ("tickets=x", r#"unknown parameter "tickets"; did you mean "ticket"?"#),
             ("limit=0", r#"limit: "0" is not a number from 1 to 1000"#),
             ("positions=yes", r#"positions: "yes" is neither true nor false"#),
             ("limit=1001", r#"limit: "1001" is not a number from 1 to 1000"#),

@@ -2,7 +2,11 @@
 //!
 //! Requests from pages need an allowed origin. Unknown paths, methods, parameters and media types are rejected.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Extension, Router,
@@ -14,12 +18,16 @@ use axum::{
     },
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     accept::{self, ResponseForm},
+    access::{
+        AccessControl, AccessError, Admission, ConsumerSession, FirstMessage, SessionRequest, permits, reject_ticket,
+    },
     buffer_pool::BufferPool,
     error::ConsumerRequestError,
     pages,
@@ -27,19 +35,19 @@ use super::{
     query::{self, EventQuery, StreamNameLocation},
     read_start::{self, OnTrimmed},
     sse::{self, EndlessOptions, StreamFormat},
-    ws,
+    tickets, ws,
 };
 use crate::{
     clock,
     downstream::merged_reader::{CursorForm, MergedReader},
     event_log::EventLogs,
     listener::{
-        UpgradeExtension,
+        ClientAddress, UpgradeExtension,
         json::{APPLICATION_JSON, json_response},
         origin::Origins,
         resource::{PathName, READ, allow_methods, not_found},
     },
-    model::{Mark, StreamName},
+    model::{ConsumerGrant, Mark, StreamName},
     telemetry::metrics,
 };
 
@@ -48,6 +56,8 @@ pub(super) struct ConsumerState {
     pub(super) logs: EventLogs,
     /// Returns whether a stream is live.
     pub(super) live: Box<dyn Fn(&StreamName) -> bool + Send + Sync>,
+    /// None: every client of the listener may read everything.
+    pub(super) access: Option<AccessControl>,
     pub(super) origins: Origins,
     pub(super) ping_every: Duration,
     pub(super) keep_alive: Duration,
@@ -61,6 +71,7 @@ pub(super) fn router(consumers: ConsumerState) -> Router {
         .route("/v1/streams", allow_methods(READ, get(streams)))
         .route("/v1/streams/{stream}/events", allow_methods(READ, get(events_of_one)))
         .route("/v1/events", allow_methods(READ, get(events_of_several)))
+        .route("/v1/tickets", allow_methods("POST", post(tickets::issue)))
         .fallback(not_found)
         .layer(from_fn_with_state(Arc::clone(&consumers), guard))
         .with_state(consumers)
@@ -89,16 +100,21 @@ fn cors_headers(origin: HeaderValue) -> [(HeaderName, HeaderValue); 3] {
     ]
 }
 
-/// The list of streams.
-async fn streams(State(consumers): State<Arc<ConsumerState>>) -> impl IntoResponse {
-    let streams = consumers.logs.iter().map(|(name, log)| {
+/// The list of streams that the caller may read.
+async fn streams(
+    State(consumers): State<Arc<ConsumerState>>,
+    request: Request,
+) -> Result<impl IntoResponse, ConsumerRequestError> {
+    let grant = consumers.grant(&request.into_parts().0).await?;
+    let readable = |name: &StreamName| grant.as_ref().is_none_or(|grant| grant.may_read(name));
+    let streams = consumers.logs.iter().filter(|(name, _)| readable(name)).map(|(name, log)| {
         let end = log.end();
         let mark = |offset| Mark { epoch: end.lineage.current(), offset };
         let first = (end.first <= end.last).then(|| mark(end.first));
         StreamListEntry { name: name.clone(), first, last: mark(end.last), live: (consumers.live)(name) }
     });
     let shown = StreamListResponse { streams: streams.collect() };
-    json_response(StatusCode::OK, APPLICATION_JSON, &shown)
+    Ok(json_response(StatusCode::OK, APPLICATION_JSON, &shown))
 }
 
 #[derive(Serialize)]
@@ -137,28 +153,80 @@ async fn events_of_several(
 }
 
 impl ConsumerState {
+    /// What the caller of a request that is no upgrade may do; none where no authentication is configured.
+    pub(super) async fn grant(&self, request: &Parts) -> Result<Option<ConsumerGrant>, ConsumerRequestError> {
+        match self.admit(request, false).await? {
+            None => Ok(None),
+            Some(Admission::Granted(grant)) => Ok(Some(grant)),
+            Some(Admission::FirstMessage(_)) => Err(AccessError::Missing.into()),
+        }
+    }
+
+    async fn admit(&self, request: &Parts, is_upgrade: bool) -> Result<Option<Admission>, AccessError> {
+        match &self.access {
+            None => reject_ticket(&request.uri).map(|()| None).map_err(AccessError::from),
+            Some(access) => access.authenticate(request, is_upgrade, client(request)).await.map(Some),
+        }
+    }
+
     /// Events of the stream in the path or the streams in the query, in the requested form.
-    async fn events(&self, request: &Parts, stream: Option<StreamName>) -> Result<Response, ConsumerRequestError> {
-        let Parts { method, uri, headers, version, .. } = request;
-        let wanted = wanted(method, headers)?;
-        let (named, cursors) = match stream {
-            Some(_) => (StreamNameLocation::InPath, CursorForm::Bare),
-            None => (StreamNameLocation::InQuery, CursorForm::Named),
+    async fn events(
+        self: &Arc<Self>,
+        request: &Parts,
+        stream: Option<StreamName>,
+    ) -> Result<Response, ConsumerRequestError> {
+        let mode = wanted(&request.method, &request.headers)?;
+        let admission = self.admit(request, mode == DeliveryMode::WebSocket).await?;
+        let read = EventRead::of(request, mode, stream)?;
+        match admission {
+            Some(Admission::FirstMessage(permit)) => self.upgrade_unauthenticated(request, read, permit),
+            Some(Admission::Granted(grant)) => self.deliver(request, read, mode, Some(grant)).await,
+            None => self.deliver(request, read, mode, None).await,
+        }
+    }
+
+    /// A reader of the requested streams, if the grant permits them, and the session of its connection.
+    async fn open(
+        &self,
+        read: &EventRead,
+        mode: DeliveryMode,
+        grant: Option<ConsumerGrant>,
+        client: IpAddr,
+    ) -> Result<(MergedReader, Option<Box<ConsumerSession>>), ConsumerRequestError> {
+        if grant.as_ref().is_some_and(|grant| !permits(grant, &read.streams)) {
+            return Err(AccessError::Forbidden.into());
+        }
+        let on_trimmed = if mode == DeliveryMode::Page { OnTrimmed::Reject } else { OnTrimmed::EmitGap };
+        let feed = read_start::feed(&self.logs, &read.streams, &read.query.start, on_trimmed).await;
+        let feed = feed.map_err(|error| hide_unknown(error, grant.as_ref()))?;
+        let session = match (&self.access, grant, mode.transport()) {
+            (Some(access), Some(grant), Some(transport)) => {
+                let request = SessionRequest { grant, streams: read.streams.clone(), address: client, transport };
+                Some(Box::new(access.open(request)?))
+            }
+            (None, _, _) | (_, None, _) | (_, _, None) => None,
         };
-        let resumed =
-            if wanted == DeliveryMode::Endless(StreamFormat::Sse) { query::last_event_id(headers)? } else { None };
-        let query = EventQuery::read(uri, named, resumed, clock::wall())?;
-        let streams = stream.map_or_else(|| query.streams.clone(), |stream| vec![stream]);
-        let on_trimmed = if wanted == DeliveryMode::Page { OnTrimmed::Reject } else { OnTrimmed::EmitGap };
-        let feed = read_start::feed(&self.logs, &streams, &query.start, on_trimmed).await?;
-        match wanted {
+        Ok((feed, session))
+    }
+
+    async fn deliver(
+        &self,
+        request: &Parts,
+        read: EventRead,
+        mode: DeliveryMode,
+        grant: Option<ConsumerGrant>,
+    ) -> Result<Response, ConsumerRequestError> {
+        let (feed, session) = self.open(&read, mode, grant, client(request)).await?;
+        let EventRead { query, cursors, .. } = read;
+        match mode {
             DeliveryMode::WebSocket => {
-                let (handshake, subprotocol) = ws::handshake::accept(*version, headers)?;
-                let wants_positions = subprotocol == ws::handshake::Subprotocol::Session;
-                Ok((Extension(self.upgrade(feed, query, cursors, wants_positions)), handshake).into_response())
+                let (handshake, subprotocol) = ws::handshake::accept(request.version, &request.headers)?;
+                let subscription = self.subscription(feed, query, cursors, subprotocol, session, client(request));
+                let upgrade = UpgradeExtension::new(|socket, early_bytes| ws::run(subscription, socket, early_bytes));
+                Ok((Extension(upgrade), handshake).into_response())
             }
             DeliveryMode::Page => {
-                pages::response(feed, &query.type_filter, query.limit, cursors, uri, &self.memory).await
+                pages::response(feed, &query.type_filter, query.limit, cursors, &request.uri, &self.memory).await
             }
             DeliveryMode::Endless(endless) => {
                 let (keep_alive, position_every) = (self.keep_alive, self.position_every);
@@ -166,26 +234,108 @@ impl ConsumerState {
                 let stalled = request.extensions.get().cloned().unwrap_or_default();
                 let options =
                     EndlessOptions { endless, form: cursors, keep_alive, position_every, positions, memory, stalled };
-                Ok(sse::response(feed, query.type_filter, &options))
+                Ok(sse::response(feed, query.type_filter, session, &options))
             }
         }
     }
 
-    /// The upgrade response with its handler.
-    fn upgrade(
+    /// The upgrade of a client that authenticates with its first message. Until then it has no reader and no buffer.
+    fn upgrade_unauthenticated(
+        self: &Arc<Self>,
+        request: &Parts,
+        read: EventRead,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Response, ConsumerRequestError> {
+        let (handshake, subprotocol) = ws::handshake::accept(request.version, &request.headers)?;
+        let (consumers, client) = (Arc::clone(self), client(request));
+        let upgrade = UpgradeExtension::new(move |socket, early_bytes| async move {
+            let mut pending = Box::pin(ws::PendingSocket::open(socket, early_bytes)).await;
+            let opened = Box::pin(consumers.authenticate_socket(&mut pending, &read, client)).await;
+            drop(permit);
+            match opened {
+                Ok((feed, session)) => {
+                    let EventRead { query, cursors, .. } = read;
+                    let subscription = consumers.subscription(feed, query, cursors, subprotocol, session, client);
+                    drop(consumers);
+                    ws::run_authenticated(subscription, pending).await;
+                }
+                Err(end) => pending.close(end).await,
+            }
+        });
+        Ok((Extension(upgrade), handshake).into_response())
+    }
+
+    /// Reads the first message of a socket and opens what it requested.
+    async fn authenticate_socket(
+        &self,
+        socket: &mut ws::PendingSocket,
+        read: &EventRead,
+        client: IpAddr,
+    ) -> Result<(MergedReader, Option<Box<ConsumerSession>>), FirstMessage> {
+        let access = self.access.as_ref().expect("only a listener with authentication has pending sockets");
+        let token = socket.first_token().await?;
+        let grant = access.authenticate_message(&token, client).await?;
+        let opened = self.open(read, DeliveryMode::WebSocket, Some(grant), client).await;
+        opened.map_err(|error| match error {
+            ConsumerRequestError::Access(error) => error.into(),
+            other => FirstMessage::Rejected(other.slug()),
+        })
+    }
+
+    fn subscription(
         &self,
         feed: MergedReader,
         query: EventQuery,
         form: CursorForm,
-        wants_positions: bool,
-    ) -> UpgradeExtension {
+        subprotocol: ws::handshake::Subprotocol,
+        session: Option<Box<ConsumerSession>>,
+        client: IpAddr,
+    ) -> ws::WsSubscription {
         let subscriber = metrics::SubscriberMetrics::connected("websocket");
         let (kinds, one) = (query.type_filter, feed.stream_count() == 1);
-        let partial = wants_positions && !(one && kinds.matches_all());
+        let has_messages = subprotocol == ws::handshake::Subprotocol::Session;
+        let partial = has_messages && !(one && kinds.matches_all());
         let positions = partial.then(|| Box::new(PositionReporter::new(one, self.position_every)));
         let (ping_every, memory) = (self.ping_every, self.memory.clone());
-        let session = ws::WsSubscription { feed, kinds, ping_every, positions, form, memory, subscriber };
-        UpgradeExtension::new(|socket, early_bytes| ws::run(session, socket, early_bytes))
+        let access = session.zip(self.access.clone());
+        let access = access.map(|(session, control)| Box::new(ws::WsAccess { session, control, client, has_messages }));
+        ws::WsSubscription { feed, kinds, ping_every, positions, form, memory, subscriber, access }
+    }
+}
+
+/// The address of the client of a request.
+fn client(request: &Parts) -> IpAddr {
+    request.extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ClientAddress(address)| *address)
+}
+
+/// A caller who may not read everything does not learn which streams exist.
+fn hide_unknown(error: ConsumerRequestError, grant: Option<&ConsumerGrant>) -> ConsumerRequestError {
+    match error {
+        ConsumerRequestError::UnknownStream(_) if grant.is_some_and(|grant| !grant.reads_all()) => {
+            AccessError::Forbidden.into()
+        }
+        other => other,
+    }
+}
+
+/// What a request reads.
+struct EventRead {
+    streams: Vec<StreamName>,
+    query: EventQuery,
+    cursors: CursorForm,
+}
+
+impl EventRead {
+    fn of(request: &Parts, mode: DeliveryMode, stream: Option<StreamName>) -> Result<Self, ConsumerRequestError> {
+        let (named, cursors) = match stream {
+            Some(_) => (StreamNameLocation::InPath, CursorForm::Bare),
+            None => (StreamNameLocation::InQuery, CursorForm::Named),
+        };
+        let is_sse = mode == DeliveryMode::Endless(StreamFormat::Sse);
+        let resumed = if is_sse { query::last_event_id(&request.headers)? } else { None };
+        let query = EventQuery::read(&request.uri, named, resumed, clock::wall())?;
+        let streams = stream.map_or_else(|| query.streams.clone(), |stream| vec![stream]);
+        Ok(Self { streams, query, cursors })
     }
 }
 
@@ -195,6 +345,17 @@ enum DeliveryMode {
     WebSocket,
     Page,
     Endless(StreamFormat),
+}
+
+impl DeliveryMode {
+    /// The transport of a session; none for a page, which ends at once.
+    fn transport(self) -> Option<&'static str> {
+        match self {
+            Self::WebSocket => Some("websocket"),
+            Self::Page => None,
+            Self::Endless(format) => Some(format.transport()),
+        }
+    }
 }
 
 fn wanted(method: &Method, headers: &HeaderMap) -> Result<DeliveryMode, ConsumerRequestError> {

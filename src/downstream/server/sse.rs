@@ -18,6 +18,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
 use super::{
     accept::ResponseForm,
+    access::{self, ConsumerSession},
     buffer_pool::{BufferPool, CopyKind},
     outgoing::{OutgoingBatch, RecallError},
     position::{self, PositionReporter},
@@ -28,6 +29,7 @@ use crate::{
     downstream::merged_reader::{CursorForm, MergedReader, ReadItem, ReadProgress},
     listener,
     model::Batch,
+    protocol::access::AccessMessage,
     random,
     store::ReadError,
     telemetry::{chain, metrics},
@@ -63,6 +65,7 @@ pub(super) struct EndlessResponse {
     memory: BufferPool,
     subscriber: metrics::SubscriberMetrics,
     stalled: listener::StallFlag,
+    session: Option<Box<ConsumerSession>>,
 }
 
 impl Drop for EndlessResponse {
@@ -90,17 +93,19 @@ pub(super) struct EndlessOptions {
 }
 
 /// The response, which ends when its logs are closed.
-pub(super) fn response(feed: MergedReader, kinds: TypeFilter, manner: &EndlessOptions) -> Response {
+pub(super) fn response(
+    feed: MergedReader,
+    kinds: TypeFilter,
+    session: Option<Box<ConsumerSession>>,
+    manner: &EndlessOptions,
+) -> Response {
     let endless = manner.endless;
-    let following = EndlessResponse::new(feed, kinds, manner);
+    let following = EndlessResponse::new(feed, kinds, session, manner);
     let pieces = stream::unfold(Some(Box::new(following)), |following| async {
         let mut following = following?;
         match following.next().await {
             Ok(Some(piece)) => Some((Ok(piece), Some(following))),
-            Ok(None) => {
-                following.subscriber.set_close_reason("draining");
-                None
-            }
+            Ok(None) => None,
             Err(error) => {
                 following.subscriber.set_close_reason("store");
                 tracing::warn!(error = chain(&error), "response to a subscriber aborted");
@@ -163,7 +168,7 @@ impl StreamFormat {
         });
     }
 
-    fn transport(self) -> &'static str {
+    pub(super) fn transport(self) -> &'static str {
         match self {
             Self::Sse => "sse",
             Self::Ndjson => "ndjson",
@@ -172,7 +177,12 @@ impl StreamFormat {
 }
 
 impl EndlessResponse {
-    fn new(feed: MergedReader, kinds: TypeFilter, manner: &EndlessOptions) -> Self {
+    fn new(
+        feed: MergedReader,
+        kinds: TypeFilter,
+        session: Option<Box<ConsumerSession>>,
+        manner: &EndlessOptions,
+    ) -> Self {
         let &EndlessOptions { endless, form, keep_alive, position_every, positions, ref memory, ref stalled } = manner;
         let (memory, stalled) = (memory.clone(), stalled.clone());
         let progress = ReadProgress::of(&feed, form);
@@ -202,6 +212,7 @@ impl EndlessResponse {
             memory,
             subscriber,
             stalled,
+            session,
         }
     }
 
@@ -215,12 +226,23 @@ impl EndlessResponse {
                 biased;
                 due = self.feed.next(self.memory.read_len(TURN_LEN)) => match due? {
                     Some(due) => self.begin(due),
-                    None => return Ok(None),
+                    None => return Ok(self.end("draining")),
+                },
+                message = access::due(&mut self.session) => match message {
+                    AccessMessage::Close(reason) => return Ok(self.end(reason.as_str())),
+                    // A client that only reads cannot renew its session: it connects again with a new token.
+                    AccessMessage::Expiring(_) => (),
                 },
                 () = position::wait_until_due(&mut self.positions) => self.queue_position(),
                 _ = self.keep_alive.tick() => return Ok(Some(Bytes::from_static(self.endless.keep_alive_bytes()))),
             }
         }
+    }
+
+    /// Ends the response.
+    fn end(&mut self, reason: &'static str) -> Option<Bytes> {
+        self.subscriber.set_close_reason(reason);
+        None
     }
 
     /// The shared rendering: server-sent events of one stream are the same for all readers.

@@ -1,5 +1,6 @@
 //! The consumer server from its clients' view: real sockets, a real log.
 
+mod access;
 mod delivery;
 mod harness;
 mod protocol;

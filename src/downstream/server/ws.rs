@@ -2,9 +2,13 @@
 //!
 //! The library reads, answers pings and closes. Events bypass it: their frames are rendered once for all subscribers and
 //! written with one system call. The library is flushed first, so that none of its frames is partially written. Text
-//! messages of the client are ignored; binary ones are rejected.
+//! messages of the client are session messages; binary ones are rejected.
 
+mod access;
 pub(super) mod handshake;
+mod pending;
+
+pub(super) use self::{access::WsAccess, pending::PendingSocket};
 
 use std::{
     future::poll_fn,
@@ -23,9 +27,9 @@ use tokio::{
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        self, Message,
+        self, Message, Utf8Bytes,
         error::{CapacityError, ProtocolError},
-        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
+        protocol::{CloseFrame, frame::coding::CloseCode},
     },
 };
 
@@ -39,6 +43,7 @@ use crate::{
     clock,
     downstream::merged_reader::{CursorForm, MergedReader, ReadItem, ReadProgress},
     listener::AcceptedSocket,
+    protocol::access::CloseReason,
     random,
     store::ReadError,
     telemetry::{chain, metrics},
@@ -57,17 +62,13 @@ pub(super) struct WsSubscription {
     pub(super) form: CursorForm,
     pub(super) memory: BufferPool,
     pub(super) subscriber: metrics::SubscriberMetrics,
+    /// The authenticated session; none where no authentication is configured.
+    pub(super) access: Option<Box<WsAccess>>,
 }
 
 /// The CloudEvents `type` of a position message.
 const POSITION_KIND: &str = "trunkline.session.position";
 
-/// Read buffer: clients send only pings, closes and short messages.
-const READ_BUFFER: usize = 512;
-/// Write buffer of the library for pongs and a close.
-const WRITE_BUFFER_MAX: usize = 4 * 1024;
-/// Maximum length of a client message.
-const MESSAGE_LEN_MAX: usize = 64 * 1024;
 /// Bytes read from a log per write, so that one lagging subscriber does not occupy a core for long.
 const WRITE_LEN: usize = 256 * 1024;
 /// Slices per system call; Linux accepts up to 1,024.
@@ -92,6 +93,8 @@ enum CloseCause {
     PartialFrame,
     /// The client violated the protocol.
     Violation(CloseCode, &'static str),
+    /// The session ends.
+    Access(CloseReason),
     Unreadable(ReadError),
 }
 
@@ -104,6 +107,7 @@ impl CloseCause {
             Self::TooSlow(_) | Self::PartialFrame => "too_slow",
             Self::Violation(CloseCode::Size, _) => "limit",
             Self::Violation(..) => "protocol",
+            Self::Access(reason) => reason.as_str(),
             Self::Unreadable(_) => "store",
         }
     }
@@ -119,9 +123,18 @@ enum RemainingFrame {
 
 /// Serves one client until its end.
 pub(super) async fn run(session: WsSubscription, socket: AcceptedSocket, early_bytes: Bytes) {
-    let mut conversation = Box::pin(WsConnection::open(session, socket, early_bytes)).await;
-    let end = conversation.run().await;
-    Box::pin(conversation.close(end)).await;
+    let socket = Box::pin(PendingSocket::open(socket, early_bytes)).await;
+    run_authenticated(session, socket).await;
+}
+
+/// Serves one client whose socket is open.
+pub(super) async fn run_authenticated(session: WsSubscription, socket: PendingSocket) {
+    let mut connection = Box::new(WsConnection::new(session, socket));
+    let end = match Box::pin(connection.send_opened()).await {
+        Ok(()) => connection.run().await,
+        Err(end) => end,
+    };
+    Box::pin(connection.close(end)).await;
 }
 
 struct WsConnection {
@@ -134,30 +147,28 @@ struct WsConnection {
     form: CursorForm,
     memory: BufferPool,
     subscriber: metrics::SubscriberMetrics,
+    access: Option<Box<WsAccess>>,
 }
 
 impl WsConnection {
-    async fn open(session: WsSubscription, socket: AcceptedSocket, early_bytes: Bytes) -> Self {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER)
-            .write_buffer_size(0)
-            .max_write_buffer_size(WRITE_BUFFER_MAX)
-            .max_message_size(Some(MESSAGE_LEN_MAX))
-            .max_frame_size(Some(MESSAGE_LEN_MAX));
-        let WsSubscription { feed, kinds, ping_every, positions, form, memory, subscriber } = session;
+    fn new(session: WsSubscription, PendingSocket { socket }: PendingSocket) -> Self {
+        let WsSubscription { feed, kinds, ping_every, positions, form, memory, subscriber, access } = session;
         let mut pings = interval_at(tokio::time::Instant::from_std(clock::now()) + ping_every, ping_every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Copied, so that these few bytes do not keep the buffer of the HTTP head alive.
-        let early_bytes = early_bytes.to_vec();
-        let socket = WebSocketStream::from_partially_read(socket, early_bytes, Role::Server, Some(config)).await;
-        Self { socket, feed, kinds, pings, pings_unanswered: 0, positions, form, memory, subscriber }
+        Self { socket, feed, kinds, pings, pings_unanswered: 0, positions, form, memory, subscriber, access }
     }
 
     async fn run(&mut self) -> CloseCause {
         loop {
             let done = tokio::select! {
                 biased;
-                message = self.socket.next() => self.on_message(message),
+                message = self.socket.next() => match self.on_message(message) {
+                    // Boxed: few messages need this future, and its size would count for every subscriber.
+                    Ok(Some(text)) => Box::pin(self.on_text(&text)).await,
+                    Ok(None) => Ok(()),
+                    Err(end) => Err(end),
+                },
+                message = access::due(&mut self.access) => Box::pin(self.on_access_message(message)).await,
                 due = self.feed.next(self.memory.read_len(WRITE_LEN)) => match due {
                     Ok(Some(due)) => self.send_item(due).await,
                     Ok(None) => Err(CloseCause::Drained),
@@ -172,11 +183,16 @@ impl WsConnection {
         }
     }
 
-    fn on_message(&mut self, message: Option<Result<Message, tungstenite::Error>>) -> Result<(), CloseCause> {
+    /// Returns the text of a text message.
+    fn on_message(
+        &mut self,
+        message: Option<Result<Message, tungstenite::Error>>,
+    ) -> Result<Option<Utf8Bytes>, CloseCause> {
         self.pings_unanswered = 0;
         self.pings.reset();
         match message {
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Text(_) | Message::Frame(_))) => Ok(()),
+            Some(Ok(Message::Text(text))) => Ok(Some(text)),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(None),
             Some(Ok(Message::Binary(_))) => Err(CloseCause::Violation(CloseCode::Unsupported, "text only")),
             Some(Ok(Message::Close(_))) | None => Err(CloseCause::Gone),
             Some(Err(error)) => Err(close_cause(error)),
@@ -196,6 +212,7 @@ impl WsConnection {
         self.socket.flush().await.map_err(close_cause)?;
         match due {
             ReadItem::Entries { lane, views } => {
+                self.record_delivery(&views)?;
                 let (kinds, subscriber, positions) = (&self.kinds, &self.subscriber, &mut self.positions);
                 let turn = OutgoingBatch::of(lane, views, CopyKind::WithFrames, kinds, subscriber, positions);
                 self.send_batch(turn).await?;
@@ -278,6 +295,7 @@ impl WsConnection {
             CloseCause::PartialFrame => return tracing::info!("subscriber too slow, closed"),
             CloseCause::Drained => (CloseCode::Away, "draining"),
             CloseCause::Violation(code, reason) => (code, reason),
+            CloseCause::Access(reason) => (CloseCode::Policy, reason.as_str()),
             CloseCause::Unreadable(error) => {
                 tracing::warn!(error = chain(&error), "subscriber closed");
                 (CloseCode::Error, "store")

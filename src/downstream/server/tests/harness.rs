@@ -16,9 +16,13 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    downstream::server::{ConsumerServer, Settings},
+    downstream::server::{
+        ConsumerServer, Settings,
+        access::{AccessControl, Verifier},
+    },
     event_log::{EventLog, EventLogs, LogWriter, Settings as LogSettings},
     model::{Body, Checkpoint, Event, Mark, Offset, Source, StreamName, Timestamp},
+    network::{self, NetworkPolicy, Resolver, TrustedRoots},
     store::{
         Retention, Store,
         embedded::{EmbeddedStore, Settings as StoreSettings},
@@ -34,6 +38,8 @@ pub(super) struct RelayFixture {
     pub(super) logs: EventLogs,
     writers: BTreeMap<StreamName, LogWriter>,
     pub(super) authority: String,
+    pub(super) access: Option<AccessControl>,
+    pub(super) store: Store,
     tasks: Tasks,
     _directory: tempfile::TempDir,
 }
@@ -43,12 +49,14 @@ pub(super) struct RelaySetup {
     pub(super) server: Settings,
     pub(super) retention: u64,
     pub(super) tail_bytes: usize,
+    /// The settings of authentication, as JSON.
+    pub(super) access: Option<Value>,
 }
 
 impl Default for RelaySetup {
     fn default() -> Self {
         let server = Settings::new(([127, 0, 0, 1], 0).into());
-        Self { server, retention: u64::MAX, tail_bytes: 1 << 20 }
+        Self { server, retention: u64::MAX, tail_bytes: 1 << 20, access: None }
     }
 }
 
@@ -61,13 +69,14 @@ impl RelayFixture {
         let directory = tempfile::tempdir().unwrap();
         let retention = Retention { events: setup.retention, age: Duration::from_secs(1 << 30), bytes: u64::MAX };
         let store = EmbeddedStore::open(&StoreSettings { path: directory.path().join("data"), retention }).unwrap();
+        let store = Store::Embedded(store);
         let streams = ["agents", "queues"].map(|name| {
             let stream: StreamName = name.parse().unwrap();
             let source = Source::new(&"acme".parse().unwrap(), &stream);
             (stream, source)
         });
         let settings = LogSettings { tail_bytes: setup.tail_bytes };
-        let logs = EventLogs::open(Store::Embedded(store), &streams, &settings).await.unwrap();
+        let logs = EventLogs::open(store.clone(), &streams, &settings).await.unwrap();
         let mut writers = BTreeMap::new();
         for (stream, log) in logs.iter() {
             writers.insert(stream.clone(), log.claim(None).await.unwrap());
@@ -75,8 +84,13 @@ impl RelayFixture {
         let server = ConsumerServer::bind(setup.server).unwrap();
         let authority = server.address().to_string();
         let mut tasks = Tasks::new("downstream");
-        server.start(&mut tasks, logs.clone(), |stream| stream.as_str() == "queues");
-        Self { logs, writers, authority, tasks, _directory: directory }
+        let access = match setup.access {
+            Some(settings) => Some(access_control(settings, &store, &mut tasks).await),
+            None => None,
+        };
+        let server = server.accept(&mut tasks).with_access(access.clone());
+        server.serve(logs.clone(), |stream| stream.as_str() == "queues");
+        Self { logs, writers, authority, access, store, tasks, _directory: directory }
     }
 
     pub(super) fn log(&self, stream: &str) -> &EventLog {
@@ -142,6 +156,16 @@ impl RelayFixture {
         let (socket, response) = timeout(TIMEOUT, connect_async(request)).await.unwrap().unwrap();
         (TestWsClient(socket), response)
     }
+}
+
+async fn access_control(settings: Value, store: &Store, tasks: &mut Tasks) -> AccessControl {
+    let settings = serde_json::from_value(settings).unwrap();
+    let trust = TrustedRoots::of(rustls::RootCertStore::empty()).unwrap();
+    let network = NetworkPolicy::new(network::Settings::default(), trust, Resolver::default());
+    let verifier = Verifier::start(&settings, &network, tasks).await.unwrap();
+    let access = AccessControl::start(&settings, verifier, store.clone(), 100, tasks);
+    access.wait_until_ready().await;
+    access
 }
 
 pub(super) fn event(body: &str) -> Event {
@@ -214,6 +238,27 @@ impl TestHttpClient {
         path: &str,
         headers: &[(&str, &str)],
     ) -> Self {
+        Self::exchange(stream, authority, method, path, headers, "").await
+    }
+
+    pub(super) async fn send_with_body(
+        authority: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Self {
+        Self::exchange(TcpStream::connect(authority).await.unwrap(), authority, method, path, headers, body).await
+    }
+
+    async fn exchange(
+        stream: TcpStream,
+        authority: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Self {
         let mut request = format!("{method} {path} HTTP/1.1\r\n");
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
             request.push_str(&format!("Host: {authority}\r\n"));
@@ -222,6 +267,7 @@ impl TestHttpClient {
             request.push_str(&format!("{name}: {value}\r\n"));
         }
         request.push_str("\r\n");
+        request.push_str(body);
         let mut http = Self { stream, head: String::new(), raw: Vec::new(), body: Vec::new(), ended: false };
         http.stream.write_all(request.as_bytes()).await.unwrap();
         http.read_head().await;

@@ -69,6 +69,11 @@ impl SubjectUsage {
         }
     }
 
+    /// Whether the subject has an open connection.
+    pub fn has_connection(&self, subject: &str) -> bool {
+        self.subjects.contains_key(subject)
+    }
+
     /// The number of subjects with a connection.
     pub fn len(&self) -> usize {
         self.subjects.len()

@@ -11,15 +11,14 @@ pub struct Revocations {
 }
 
 impl Revocations {
-    /// The revocations of the store: for each target, the time up to which its tokens are refused.
-    pub fn new(targets: BTreeMap<RevocationTarget, Timestamp>) -> Self {
-        Self { targets }
-    }
-
-    /// Adds a revocation. The later of two times for one target counts.
-    pub fn add(&mut self, target: RevocationTarget, at: Timestamp) {
-        let known = self.targets.entry(target).or_insert(at);
-        *known = (*known).max(at);
+    /// Adds a revocation. The later of two times for one target counts. Returns whether this changes anything.
+    pub fn add(&mut self, target: RevocationTarget, at: Timestamp) -> bool {
+        let known = self.targets.insert(target.clone(), at);
+        let is_later = known.is_none_or(|known| known < at);
+        if let Some(known) = known.filter(|_| !is_later) {
+            self.targets.insert(target, known);
+        }
+        is_later
     }
 
     /// Whether the session is ended, or the tokens of its subject that were issued at this time are refused. A token
@@ -43,9 +42,10 @@ mod tests {
     #[test]
     fn a_subject_is_refused_up_to_its_time_and_a_session_for_good() {
         let mut revocations = Revocations::default();
-        revocations.add(RevocationTarget::Subject("a".to_owned()), Timestamp(20));
-        revocations.add(RevocationTarget::Subject("a".to_owned()), Timestamp(10));
-        revocations.add(RevocationTarget::Session("1".to_owned()), Timestamp(5));
+        let subject = || RevocationTarget::Subject("a".to_owned());
+        assert!(revocations.add(subject(), Timestamp(20)));
+        assert!(!revocations.add(subject(), Timestamp(10)), "an earlier time changes nothing");
+        assert!(revocations.add(RevocationTarget::Session("1".to_owned()), Timestamp(5)));
         for (session, subject, issued_at, expected) in [
             ("2", "a", Some(20), true),
             ("2", "a", Some(21), false),

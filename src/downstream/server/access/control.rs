@@ -1,0 +1,348 @@
+//! Decides who a request is: verifies its credential, counts failures, and keeps unauthenticated connections few.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use axum::http::request::Parts;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    TokenError, Verifier,
+    credential::{Credential, CredentialError},
+    sessions::{ConsumerSession, SessionRefusal, SessionRequest, Sessions},
+};
+use crate::{
+    clock,
+    model::{ConsumerGrant, Revocation, RevocationTarget, Secret, StreamName, Timestamp},
+    protocol::access::{CloseReason, FailureCounter, LimitExceeded},
+    random,
+    store::{AppendError, Store},
+    tasks::Tasks,
+    telemetry::{chain, metrics},
+};
+
+/// How often the revocations of other replicas are read. A revocation takes effect everywhere within a second.
+const REVOCATIONS_INTERVAL: Duration = Duration::from_millis(400);
+/// The longest life of a ticket, and the default.
+pub(in crate::downstream::server) const TICKET_TTL_MAX: Duration = Duration::from_secs(60);
+/// How long a revocation is kept: longer than tokens live.
+const REVOCATION_TTL: Duration = Duration::from_secs(400 * 24 * 3_600);
+/// How long a client has to authenticate with its first message.
+pub(in crate::downstream::server) const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Random bits of a ticket, in numbers of 64 bits.
+const TICKET_NUMBERS: usize = 4;
+
+/// The access of consumers. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AccessControl {
+    shared: Arc<SharedAccess>,
+}
+
+#[derive(Debug)]
+struct SharedAccess {
+    verifier: Verifier,
+    store: Store,
+    sessions: Sessions,
+    rules: CredentialRules,
+    failures: Mutex<FailureCounter>,
+    /// Permits of connections that have not authenticated yet.
+    unauthenticated: Arc<Semaphore>,
+    /// Whether the revocations were read since the start.
+    ready: watch::Receiver<bool>,
+}
+
+/// Which credentials are accepted.
+#[derive(Debug, Clone)]
+struct CredentialRules {
+    cookie: Option<String>,
+    first_message: bool,
+}
+
+/// Who a request is.
+#[derive(Debug)]
+pub(in crate::downstream::server) enum Admission {
+    Granted(ConsumerGrant),
+    /// A WebSocket that authenticates with its first message. The permit is held until then.
+    FirstMessage(OwnedSemaphorePermit),
+}
+
+/// Why a request has no access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(in crate::downstream::server) enum AccessError {
+    #[error("credentials are required: a Bearer token, or a ticket from POST /v1/tickets")]
+    Missing,
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    #[error("the token is not accepted")]
+    Token(#[source] TokenError),
+    #[error("the token has a filter, which this version cannot apply")]
+    Filter,
+    #[error("the ticket is unknown, expired or already used")]
+    Ticket,
+    #[error("the token is revoked; request a new one from its issuer")]
+    Revoked,
+    #[error("the token does not permit this stream")]
+    Forbidden,
+    #[error(transparent)]
+    Limit(#[from] LimitExceeded),
+    #[error("too many connections have not authenticated yet; retry later")]
+    Busy,
+    #[error("access cannot be checked now; retry later")]
+    Unavailable,
+}
+
+impl AccessError {
+    /// The label of a failed authentication; none for an error that is no failed authentication.
+    fn label(self) -> Option<&'static str> {
+        match self {
+            Self::Missing => Some("missing"),
+            Self::Credential(_) => Some("malformed"),
+            Self::Token(error) if error.is_temporary() => None,
+            Self::Token(error) => Some(error.reason()),
+            Self::Filter => Some("token_invalid"),
+            Self::Ticket => Some("ticket"),
+            Self::Revoked => Some("revoked"),
+            Self::Forbidden | Self::Limit(_) | Self::Busy | Self::Unavailable => None,
+        }
+    }
+
+    /// The reason of the close frame where a WebSocket is open already.
+    pub(in crate::downstream::server) fn close_reason(self) -> CloseReason {
+        match self {
+            Self::Token(error) if error.reason() == CloseReason::TokenExpired.as_str() => CloseReason::TokenExpired,
+            Self::Revoked => CloseReason::Revoked,
+            Self::Limit(_) => CloseReason::Limit,
+            Self::Missing
+            | Self::Credential(_)
+            | Self::Token(_)
+            | Self::Filter
+            | Self::Ticket
+            | Self::Forbidden
+            | Self::Busy
+            | Self::Unavailable => CloseReason::TokenInvalid,
+        }
+    }
+}
+
+impl From<SessionRefusal> for AccessError {
+    fn from(refusal: SessionRefusal) -> Self {
+        match refusal {
+            SessionRefusal::Limit(limit) => Self::Limit(limit),
+            SessionRefusal::Revoked => Self::Revoked,
+        }
+    }
+}
+
+impl AccessControl {
+    /// Starts to follow the revocations of the store. `connections_max`: of the listener; a tenth of them may be
+    /// unauthenticated.
+    pub fn start(
+        settings: &super::Settings,
+        verifier: Verifier,
+        store: Store,
+        connections_max: usize,
+        tasks: &mut Tasks,
+    ) -> Self {
+        let idle_max = Some(settings.idle_max).filter(|max| !max.is_zero());
+        let sessions = Sessions::new(settings.limits.into(), idle_max);
+        let (ready_sender, ready) = watch::channel(false);
+        tasks.start("revocations", follow_revocations(store.clone(), sessions.clone(), ready_sender, tasks.stop()));
+        let shared = SharedAccess {
+            verifier,
+            store,
+            sessions,
+            rules: CredentialRules { cookie: settings.cookie.clone(), first_message: settings.first_message },
+            failures: Mutex::default(),
+            unauthenticated: Arc::new(Semaphore::new((connections_max / 10).max(1))),
+            ready,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Waits until the revocations are read for the first time. Until then no request has access.
+    pub async fn wait_until_ready(&self) {
+        let mut ready = self.shared.ready.clone();
+        // An error means that the process stops.
+        drop(ready.wait_for(|ready| *ready).await);
+    }
+
+    /// The open sessions.
+    pub fn sessions(&self) -> &Sessions {
+        &self.shared.sessions
+    }
+
+    /// Revokes a session, or every token of a subject that was issued up to now: here at once, at other replicas within a
+    /// second.
+    ///
+    /// # Errors
+    /// The store cannot be written. The revocation has effect on this replica until it restarts.
+    pub async fn revoke(&self, target: RevocationTarget) -> Result<(), AppendError> {
+        let at = clock::wall();
+        self.shared.sessions.revoke([(target.clone(), at)]);
+        self.shared.store.revoke(&Revocation { target, at, ttl: REVOCATION_TTL }).await
+    }
+
+    /// Who a request is.
+    pub(in crate::downstream::server) async fn authenticate(
+        &self,
+        request: &Parts,
+        is_upgrade: bool,
+        client: IpAddr,
+    ) -> Result<Admission, AccessError> {
+        let rules = &self.shared.rules;
+        let credential = Credential::of(&request.headers, &request.uri, rules.cookie.as_deref(), is_upgrade);
+        let granted = match credential {
+            Err(error) => Err(error.into()),
+            Ok(Credential::Bearer(token) | Credential::Cookie(token)) => self.verify(&token).await,
+            Ok(Credential::Ticket(ticket)) => self.take_ticket(&ticket).await,
+            Ok(Credential::None) if is_upgrade && rules.first_message => {
+                let permit = Arc::clone(&self.shared.unauthenticated).try_acquire_owned();
+                return permit.map(Admission::FirstMessage).map_err(|_| AccessError::Busy);
+            }
+            Ok(Credential::None) => Err(AccessError::Missing),
+        };
+        granted.map(Admission::Granted).inspect_err(|error| self.record_failure(*error, client))
+    }
+
+    /// The grant of the token in a session message.
+    pub(in crate::downstream::server) async fn authenticate_message(
+        &self,
+        token: &Secret,
+        client: IpAddr,
+    ) -> Result<ConsumerGrant, AccessError> {
+        self.verify(token).await.inspect_err(|error| self.record_failure(*error, client))
+    }
+
+    /// Opens the session of a connection.
+    pub(in crate::downstream::server) fn open(&self, request: SessionRequest) -> Result<ConsumerSession, AccessError> {
+        Ok(self.shared.sessions.open(request)?)
+    }
+
+    /// Issues a ticket for the streams of a grant.
+    pub(in crate::downstream::server) async fn issue_ticket(
+        &self,
+        grant: &ConsumerGrant,
+        ttl: Duration,
+    ) -> Result<Secret, AccessError> {
+        let numbers: String = (0..TICKET_NUMBERS).map(|_| format!("{:016x}", random::u64())).collect();
+        let ticket = Secret::new(numbers);
+        let value = serde_json::to_string(&TicketGrant::from(grant)).expect("texts and numbers can be written");
+        let stored = self.shared.store.put_ticket(&ticket, value, ttl).await;
+        stored.map(|()| ticket).map_err(|error| {
+            tracing::warn!(error = chain(&error), "cannot store a ticket");
+            AccessError::Unavailable
+        })
+    }
+
+    async fn verify(&self, token: &Secret) -> Result<ConsumerGrant, AccessError> {
+        let grant = self.shared.verifier.verify_or_wait(token.expose()).await.map_err(AccessError::Token)?;
+        self.check(grant)
+    }
+
+    async fn take_ticket(&self, ticket: &Secret) -> Result<ConsumerGrant, AccessError> {
+        let value = self.shared.store.take_ticket(ticket).await.map_err(|error| {
+            tracing::warn!(error = chain(&error), "cannot read a ticket");
+            AccessError::Unavailable
+        })?;
+        let grant = value.and_then(|value| serde_json::from_str::<TicketGrant>(&value).ok()?.grant());
+        self.check(grant.ok_or(AccessError::Ticket)?)
+    }
+
+    fn check(&self, grant: ConsumerGrant) -> Result<ConsumerGrant, AccessError> {
+        if !*self.shared.ready.borrow() {
+            return Err(AccessError::Unavailable);
+        }
+        if grant.filter.is_some() {
+            return Err(AccessError::Filter);
+        }
+        if self.shared.sessions.is_revoked(&grant) { Err(AccessError::Revoked) } else { Ok(grant) }
+    }
+
+    fn record_failure(&self, error: AccessError, client: IpAddr) {
+        let Some(label) = error.label() else { return };
+        metrics::authentication_failed(label);
+        let (window, flagged) = {
+            let (mut failures, now) = (self.shared.failures.lock(), clock::now());
+            (failures.record(client, now), failures.flagged(now))
+        };
+        metrics::flagged_addresses(flagged);
+        if window.newly_flagged {
+            let failures = window.count;
+            tracing::warn!(%client, failures, "many failed authentications from one address within a minute");
+        }
+    }
+}
+
+/// Reads the revocations until the stop signal.
+async fn follow_revocations(
+    store: Store,
+    sessions: Sessions,
+    ready: watch::Sender<bool>,
+    stop: CancellationToken,
+) -> crate::tasks::TaskResult {
+    let mut ticks = interval(REVOCATIONS_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            _ = ticks.tick() => (),
+        }
+        match store.revoked().await {
+            Ok(targets) => {
+                sessions.revoke(targets);
+                ready.send_replace(true);
+                failing = false;
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(error = chain(&error), "cannot read revocations; the ones read before still apply");
+                }
+                failing = true;
+            }
+        }
+    }
+}
+
+/// A grant in a ticket.
+#[derive(Debug, Serialize, Deserialize)]
+struct TicketGrant {
+    sub: String,
+    streams: Vec<String>,
+    exp: i64,
+    iat: Option<i64>,
+}
+
+impl From<&ConsumerGrant> for TicketGrant {
+    fn from(grant: &ConsumerGrant) -> Self {
+        Self {
+            sub: grant.subject.to_string(),
+            streams: grant.streams.iter().map(|pattern| pattern.as_str().to_owned()).collect(),
+            exp: grant.expires_at.0,
+            iat: grant.issued_at.map(|at| at.0),
+        }
+    }
+}
+
+impl TicketGrant {
+    fn grant(&self) -> Option<ConsumerGrant> {
+        Some(ConsumerGrant {
+            subject: self.sub.parse().ok()?,
+            streams: self.streams.iter().map(|pattern| pattern.parse()).collect::<Result<_, _>>().ok()?,
+            expires_at: Timestamp(self.exp),
+            issued_at: self.iat.map(Timestamp),
+            filter: None,
+        })
+    }
+}
+
+/// Whether a grant permits all of these streams.
+pub(in crate::downstream::server) fn permits(grant: &ConsumerGrant, streams: &[StreamName]) -> bool {
+    streams.iter().all(|stream| grant.may_read(stream))
+}
