@@ -5,6 +5,7 @@
 //! instead, with 5000 of them.
 
 use std::{
+    collections::BTreeMap,
     hint::black_box,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
@@ -18,7 +19,10 @@ use bytestring::ByteString;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use tokio::io::AsyncReadExt;
 use trunkline::{
-    downstream::server::{ConsumerServer, Settings, render},
+    downstream::{
+        consumers::Consumers,
+        server::{ConsumerServer, Settings, render},
+    },
     event_log::{EventLogs, Settings as LogSettings},
     model::{Batch, BatchBuilder, Body, Checkpoint, Epoch, Event, Offset, Source, StreamName, Timestamp},
     store::{
@@ -168,12 +172,14 @@ async fn serve(
     let store = EmbeddedStore::open(&StoreSettings { path, retention }).expect("a store");
     let stream: StreamName = STREAM.parse().expect("a name");
     let settings = LogSettings { tail_bytes: 16 << 20 };
-    let logs = EventLogs::open(Store::Embedded(store), &[(stream.clone(), source())], &settings).await.expect("a log");
+    let store = Store::Embedded(store);
+    let logs = EventLogs::open(store.clone(), &[(stream.clone(), source())], &settings).await.expect("a log");
     let writer = logs.get(&stream).expect("it was opened").claim(None).await.expect("there is no other writer");
     let server = ConsumerServer::bind(Settings::new(([127, 0, 0, 1], 0).into())).expect("a free port");
     let address = server.address();
     let mut tasks = Tasks::new("bench");
-    server.start(&mut tasks, logs, |_| true);
+    let durable = Consumers::start(store, logs.clone(), BTreeMap::new(), &mut tasks);
+    server.start(&mut tasks, logs, durable, |_| true);
     let link = std::fs::read_link("/proc/thread-self").expect("Linux has /proc");
     let thread = link.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()).expect("a number");
     ready.send((address, thread)).expect("the bench waits");

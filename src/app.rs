@@ -24,7 +24,7 @@ use crate::{
     auth::{self, Tokens},
     config::{self, Config, StreamConfig},
     coordination::{LeaseHandle, Replica},
-    downstream::server,
+    downstream::{consumers::Consumers, server},
     event_log::EventLogs,
     model::{AccountName, StreamName},
     network::{NetworkPolicy, Resolver, TrustedRoots},
@@ -109,7 +109,8 @@ impl App {
         let (replica, leases) = join(&config, &store, &mut replicas);
         let streams = start_streams(&config, &logs, &tokens, leases, &mut upstream).await?;
         let live = streams.clone();
-        server.serve(logs.clone(), move |stream: &StreamName| live.is_live(stream));
+        let durable = Consumers::start(store.clone(), logs.clone(), BTreeMap::new(), &mut downstream);
+        server.serve(logs.clone(), durable, move |stream: &StreamName| live.is_live(stream));
         let readiness = Readiness::default();
         let parts = admin::AdminContext {
             access: None,

@@ -5,6 +5,7 @@
 mod accept;
 pub mod access;
 mod buffer_pool;
+mod consumers;
 mod error;
 mod outgoing;
 mod pages;
@@ -22,6 +23,7 @@ use std::{net::SocketAddr, time::Duration};
 use axum::Router;
 
 use crate::{
+    downstream::consumers::Consumers,
     event_log::EventLogs,
     listener::{HttpListener, Listener, origin::Origins, router_switch::RouterSwitch},
     model::StreamName,
@@ -89,11 +91,11 @@ impl ConsumerServer {
 
     /// Serves `logs` until the stop signal of the tasks, then ends after its clients, which end when their logs are closed.
     /// `live` returns whether a stream is live.
-    pub fn start<L>(self, tasks: &mut Tasks, logs: EventLogs, live: L)
+    pub fn start<L>(self, tasks: &mut Tasks, logs: EventLogs, durable: Consumers, live: L)
     where
         L: Fn(&StreamName) -> bool + Send + Sync + 'static,
     {
-        self.accept(tasks).serve(logs, live);
+        self.accept(tasks).serve(logs, durable, live);
     }
 
     /// Accepts until the stop signal of the tasks. Responds with 503 until [`ConsumerServerHandle::serve`].
@@ -123,7 +125,7 @@ impl ConsumerServerHandle {
     }
 
     /// Serves `logs` from now on.
-    pub fn serve<L>(self, logs: EventLogs, live: L)
+    pub fn serve<L>(self, logs: EventLogs, durable: Consumers, live: L)
     where
         L: Fn(&StreamName) -> bool + Send + Sync + 'static,
     {
@@ -147,6 +149,7 @@ impl ConsumerServerHandle {
         let memory = BufferPool::of(held_len_max);
         let site = routes::router(ConsumerState {
             logs,
+            durable,
             live,
             access,
             origins,

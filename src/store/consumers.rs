@@ -26,6 +26,14 @@ pub(super) fn consumers_full() -> AppendError {
 }
 
 impl Store {
+    /// Whether other processes change the records too.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Self::Embedded(_) => false,
+            Self::Redis(_) => true,
+        }
+    }
+
     /// The record of a consumer; none if there is no such consumer.
     ///
     /// # Errors

@@ -1,11 +1,14 @@
 //! Prometheus metrics: one function per event. Names, labels and registries are private.
 //!
-//! Labels are bounded: streams and accounts come from the configuration, other labels are fixed sets.
+//! Labels are bounded: streams and accounts come from the configuration, the store limits the number of consumers, other
+//! labels are fixed sets.
 
 mod account;
+mod consumer;
 mod stream;
 
 pub use account::AccountMetrics;
+pub use consumer::{ConsumerMetrics, consumer_removed};
 pub use stream::StreamMetrics;
 
 use std::{sync::LazyLock, time::Duration};
@@ -36,6 +39,7 @@ struct Metrics {
     registry: Registry,
     streams: stream::StreamFamilies,
     accounts: account::AccountFamilies,
+    consumers: consumer::ConsumerFamilies,
     transports: [TransportMetrics; TRANSPORTS.len()],
     closed: IntCounterVec,
     lag: IntGaugeVec,
@@ -67,6 +71,7 @@ impl Metrics {
         Self {
             streams: stream::StreamFamilies::register(r),
             accounts: account::AccountFamilies::register(r),
+            consumers: consumer::ConsumerFamilies::register(r),
             transports: TRANSPORTS.map(|transport| TransportMetrics {
                 connected: subscribers.with_label_values(&[transport]),
                 deliveries: deliveries.with_label_values(&[transport]),

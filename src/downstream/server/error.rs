@@ -12,6 +12,7 @@ use axum::{
 
 use super::{accept::ResponseForm, access::AccessError, buffer_pool, query::QueryError, ws::handshake::HandshakeError};
 use crate::{
+    downstream::consumers::ConsumerError,
     listener::{origin::OriginError, problem::HttpProblem},
     model::{Mark, StreamName},
     store::ReadError,
@@ -51,6 +52,12 @@ pub(super) enum ConsumerRequestError {
         "expected a JSON object such as {{\"streams\": [\"queues\"], \"ttl\": \"60s\"}}, with 1s to 60s; both keys are optional"
     )]
     TicketRequest,
+    #[error(transparent)]
+    Consumer(#[from] ConsumerError),
+    #[error("{0:?} is not the name of a consumer")]
+    InvalidConsumerName(String),
+    #[error("expected a JSON object such as {0}")]
+    ConsumerRequest(&'static str),
     #[error("the store is not open yet; try again")]
     Starting,
     #[error("cannot read the log")]
@@ -71,7 +78,10 @@ impl From<buffer_pool::PoolExhausted> for ConsumerRequestError {
 
 impl IntoResponse for ConsumerRequestError {
     fn into_response(self) -> Response {
-        if let Self::Unreadable(cause) = &self {
+        if let Self::Unreadable(cause) | Self::Consumer(ConsumerError::Unreadable(cause)) = &self {
+            tracing::warn!(error = chain(cause), "consumer request failed");
+        }
+        if let Self::Consumer(ConsumerError::Store(cause)) = &self {
             tracing::warn!(error = chain(cause), "consumer request failed");
         }
         self.problem().into_response()
@@ -113,6 +123,11 @@ impl ConsumerRequestError {
             Self::Starting => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "starting", "Starting").with(RETRY_AFTER, STARTING_RETRY_SECS)
             }
+            Self::Consumer(error) => consumer_problem(error, plain),
+            Self::InvalidConsumerName(_) => plain(StatusCode::NOT_FOUND, "unknown-consumer", "No such consumer"),
+            Self::ConsumerRequest(_) => {
+                plain(StatusCode::BAD_REQUEST, "invalid-consumer-request", "Invalid request about a consumer")
+            }
             Self::Unreadable(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "Store unavailable")
                 .with(RETRY_AFTER, RETRY_AFTER_SECS),
         }
@@ -139,10 +154,32 @@ fn query_problem(
         | QueryError::Limit(_)
         | QueryError::Positions(_)
         | QueryError::Stream(_)
+        | QueryError::Consumer(_)
         | QueryError::NoStream
         | QueryError::TooManyStreams => ("invalid-parameter", "Invalid parameter"),
     };
     plain(StatusCode::BAD_REQUEST, slug, title)
+}
+
+fn consumer_problem(
+    error: &ConsumerError,
+    plain: impl Fn(StatusCode, &'static str, &'static str) -> HttpProblem,
+) -> HttpProblem {
+    match error {
+        ConsumerError::Unknown(_) => plain(StatusCode::NOT_FOUND, "unknown-consumer", "No such consumer"),
+        ConsumerError::NotRead(_) => plain(StatusCode::NOT_FOUND, "unknown-stream", "No such stream"),
+        ConsumerError::Behind { .. } => plain(StatusCode::CONFLICT, "cursor-behind", "Cursor behind the stored one"),
+        ConsumerError::AheadOfLog { .. } => {
+            plain(StatusCode::BAD_REQUEST, "cursor-beyond-end", "Cursor beyond the end of the log")
+        }
+        ConsumerError::UnknownEpoch { .. } => plain(StatusCode::GONE, "cursor-foreign", "Cursor of another epoch"),
+        ConsumerError::NamesRequired => plain(StatusCode::BAD_REQUEST, "invalid-cursor", "Invalid cursor"),
+        ConsumerError::Superseded => plain(StatusCode::CONFLICT, "superseded", "Superseded by a newer reader"),
+        ConsumerError::Store(_) | ConsumerError::Unreadable(_) => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", "Store unavailable")
+                .with(RETRY_AFTER, RETRY_AFTER_SECS)
+        }
+    }
 }
 
 /// The challenges of a 401 (RFC 6750 section 3).

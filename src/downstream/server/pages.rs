@@ -29,7 +29,10 @@ use super::{
     render::{PIECE_LEN, TypeFilter},
 };
 use crate::{
-    downstream::merged_reader::{CursorForm, MergedReader, ReadItem, ReadProgress},
+    downstream::{
+        consumers::ConsumerReader,
+        merged_reader::{CursorForm, MergedReader, ReadItem, ReadProgress},
+    },
     model::BatchView,
     telemetry::metrics,
 };
@@ -64,6 +67,7 @@ pub(super) async fn response(
     form: CursorForm,
     uri: &Uri,
     memory: &BufferPool,
+    consumer: Option<&ConsumerReader>,
 ) -> Result<Response, ConsumerRequestError> {
     let subscriber = metrics::SubscriberMetrics::connected("page");
     let mut room = memory.reserve_page(PAGE_LEN_MAX).await?;
@@ -72,7 +76,13 @@ pub(super) async fn response(
     page.body.push(b"[");
     while !page.is_full() {
         match feed.next_now(READ_LEN).await? {
-            Some(ReadItem::Entries { lane, views }) => page.append_entries(lane, &views, kinds),
+            Some(ReadItem::Entries { lane, views }) => {
+                let before = page.delivered;
+                page.append_entries(lane, &views, kinds);
+                if let Some(consumer) = consumer {
+                    consumer.record_delivery(lane, &views, page.delivered - before);
+                }
+            }
             Some(ReadItem::Trimmed { gap, .. }) if page.scanned == 0 => {
                 return Err(ConsumerRequestError::Trimmed { mark: gap.after, first: gap.first });
             }

@@ -7,7 +7,7 @@ use globset::Glob;
 use hyper::{HeaderMap, Uri};
 
 use super::{access::TICKET, render::TypeFilter};
-use crate::model::{self, Cursor, CursorError, Mark, NameError, Span, StreamName, Timestamp};
+use crate::model::{self, ConsumerName, Cursor, CursorError, Mark, NameError, Span, StreamName, Timestamp};
 
 /// A request for events.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub(super) struct EventQuery {
     pub(super) limit: usize,
     /// Whether NDJSON has position lines between the events.
     pub(super) positions: bool,
+    /// The durable consumer that reads.
+    pub(super) consumer: Option<ConsumerName>,
 }
 
 /// The requested start.
@@ -64,6 +66,8 @@ pub(super) enum QueryError {
     Positions(String),
     #[error("stream: {0}")]
     Stream(NameError),
+    #[error("consumer: {0}")]
+    Consumer(NameError),
     #[error("select at least one stream, as in ?stream=queues")]
     NoStream,
     #[error("at most {STREAMS_MAX} streams can be read at once")]
@@ -87,8 +91,9 @@ const GLOB_LEN_MAX: usize = 256;
 /// Maximum length of a value quoted in an error.
 const SHOWN_MAX: usize = 80;
 
-const PARAMETERS: [&str; 7] = ["after", "since", "from", "type", "limit", "positions", TICKET];
-const PARAMETERS_OF_SEVERAL: [&str; 8] = ["stream", "after", "since", "from", "type", "limit", "positions", TICKET];
+const PARAMETERS: [&str; 8] = ["after", "since", "from", "type", "limit", "positions", "consumer", TICKET];
+const PARAMETERS_OF_SEVERAL: [&str; 9] =
+    ["stream", "after", "since", "from", "type", "limit", "positions", "consumer", TICKET];
 
 /// Whether the path has the stream, or the query has one or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,12 +126,16 @@ impl EventQuery {
             return Err(QueryError::NoStream);
         }
         let start = start(&given, now)?;
+        let consumer = given.get("consumer").map(|text| text.parse().map_err(QueryError::Consumer)).transpose()?;
+        // A durable consumer starts at what it acknowledged, not at what its connection received.
+        let resumed = resumed.filter(|_| consumer.is_none());
         Ok(Self {
             streams,
             start: resumed.map_or(Ok(start), |text| after(LAST_EVENT_ID, text))?,
             type_filter: given.get("type").map_or(Ok(TypeFilter::default()), |text| kinds(text))?,
             limit: given.get("limit").map_or(Ok(LIMIT_DEFAULT), |text| limit(text))?,
             positions: given.get("positions").map_or(Ok(false), |text| flag(text))?,
+            consumer,
         })
     }
 }
@@ -185,7 +194,7 @@ fn after(source: &'static str, text: &str) -> Result<StartPoint, QueryError> {
     parse_cursor(text).map(StartPoint::After).map_err(|error| QueryError::Cursor(source, error))
 }
 
-fn parse_time(text: &str, now: Timestamp) -> Option<Timestamp> {
+pub(super) fn parse_time(text: &str, now: Timestamp) -> Option<Timestamp> {
     // An unencoded plus of a UTC offset arrives as a space.
     let time = Timestamp::parse(&text.replace(' ', "+"));
     time.or_else(|| text.parse().ok().map(|Span(age)| now.before(age)))

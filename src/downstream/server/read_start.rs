@@ -2,6 +2,8 @@
 //!
 //! A cursor beyond the end is rejected. A trimmed one is rejected for a page, and gives a gap in endless forms.
 
+use std::collections::BTreeMap;
+
 use super::{
     error::ConsumerRequestError,
     query::{LogStartPoint, StartPoint},
@@ -21,21 +23,33 @@ pub(super) enum OnTrimmed {
     Reject,
 }
 
-/// A reader of the streams from the requested start.
+/// A reader of the streams, from the `stored` cursor of a durable consumer where there is one, else from the requested
+/// start.
 pub(super) async fn feed(
     logs: &EventLogs,
     streams: &[StreamName],
     start: &StartPoint,
+    stored: &BTreeMap<StreamName, Mark>,
     on_trimmed: OnTrimmed,
 ) -> Result<MergedReader, ConsumerRequestError> {
     let several = streams.len() > 1;
     let mut lanes = Vec::with_capacity(streams.len());
     for stream in streams {
         let log = logs.get(stream).ok_or_else(|| ConsumerRequestError::UnknownStream(stream.clone()))?;
-        let beginning = resolve_start(log, start.of(stream, several)?, on_trimmed).await?;
+        let start = match stored.get(stream) {
+            Some(mark) => LogStartPoint::After(*mark),
+            None => start.of(stream, several)?,
+        };
+        let beginning = resolve_start(log, start, on_trimmed).await?;
         lanes.push((log.clone(), beginning));
     }
     Ok(MergedReader::new(lanes))
+}
+
+/// The mark of a start in a log.
+pub(super) async fn mark(log: &EventLog, start: LogStartPoint) -> Result<Mark, ConsumerRequestError> {
+    let ReadStart { after, .. } = resolve_start(log, start, OnTrimmed::Reject).await?;
+    Ok(Mark { epoch: log.end().lineage.current(), offset: after })
 }
 
 async fn resolve_start(

@@ -3,6 +3,7 @@
 //! Requests from pages need an allowed origin. Unknown paths, methods, parameters and media types are rejected.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
@@ -18,7 +19,7 @@ use axum::{
     },
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
@@ -29,17 +30,21 @@ use super::{
         AccessControl, AccessError, Admission, ConsumerSession, FirstMessage, SessionRequest, permits, reject_ticket,
     },
     buffer_pool::BufferPool,
+    consumers,
     error::ConsumerRequestError,
     pages,
     position::PositionReporter,
-    query::{self, EventQuery, StreamNameLocation},
+    query::{self, EventQuery, QueryError, StartPoint, StreamNameLocation},
     read_start::{self, OnTrimmed},
     sse::{self, EndlessOptions, StreamFormat},
     tickets, ws,
 };
 use crate::{
     clock,
-    downstream::merged_reader::{CursorForm, MergedReader},
+    downstream::{
+        consumers::{ConsumerReader, Consumers},
+        merged_reader::{CursorForm, MergedReader},
+    },
     event_log::EventLogs,
     listener::{
         ClientAddress, UpgradeExtension,
@@ -54,6 +59,7 @@ use crate::{
 /// The state of the handlers.
 pub(super) struct ConsumerState {
     pub(super) logs: EventLogs,
+    pub(super) durable: Consumers,
     /// Returns whether a stream is live.
     pub(super) live: Box<dyn Fn(&StreamName) -> bool + Send + Sync>,
     /// None: every client of the listener may read everything.
@@ -65,16 +71,23 @@ pub(super) struct ConsumerState {
     pub(super) memory: BufferPool,
 }
 
-pub(super) fn router(consumers: ConsumerState) -> Router {
-    let consumers = Arc::new(consumers);
+pub(super) fn router(state: ConsumerState) -> Router {
+    let state = Arc::new(state);
     Router::new()
         .route("/v1/streams", allow_methods(READ, get(streams)))
         .route("/v1/streams/{stream}/events", allow_methods(READ, get(events_of_one)))
         .route("/v1/events", allow_methods(READ, get(events_of_several)))
+        .route("/v1/consumers", allow_methods(READ, get(consumers::list)))
+        .route(
+            "/v1/consumers/{consumer}",
+            allow_methods("GET, HEAD, DELETE", get(consumers::show).delete(consumers::delete)),
+        )
+        .route("/v1/consumers/{consumer}/cursor", allow_methods("PUT", put(consumers::acknowledge)))
+        .route("/v1/consumers/{consumer}/seek", allow_methods("POST", post(consumers::seek)))
         .route("/v1/tickets", allow_methods("POST", post(tickets::issue)))
         .fallback(not_found)
-        .layer(from_fn_with_state(Arc::clone(&consumers), guard))
-        .with_state(consumers)
+        .layer(from_fn_with_state(Arc::clone(&state), guard))
+        .with_state(state)
 }
 
 /// Checks the origin and adds CORS headers for an allowed one.
@@ -192,13 +205,25 @@ impl ConsumerState {
         mode: DeliveryMode,
         grant: Option<ConsumerGrant>,
         client: IpAddr,
-    ) -> Result<(MergedReader, Option<Box<ConsumerSession>>), ConsumerRequestError> {
+    ) -> Result<OpenedRead, ConsumerRequestError> {
         if grant.as_ref().is_some_and(|grant| !permits(grant, &read.streams)) {
             return Err(AccessError::Forbidden.into());
         }
         let on_trimmed = if mode == DeliveryMode::Page { OnTrimmed::Reject } else { OnTrimmed::EmitGap };
-        let feed = read_start::feed(&self.logs, &read.streams, &read.query.start, on_trimmed).await;
-        let feed = feed.map_err(|error| hide_unknown(error, grant.as_ref()))?;
+        if let Some(unknown) = read.streams.iter().find(|stream| self.logs.get(stream).is_none()) {
+            return Err(hide_unknown(ConsumerRequestError::UnknownStream(unknown.clone()), grant.as_ref()));
+        }
+        let (feed, consumer) = match &read.query.consumer {
+            Some(consumer) => {
+                consumers::check_readable(self, consumer, grant.as_ref()).await?;
+                let (feed, consumer) = Box::pin(consumers::open(self, read, consumer, on_trimmed)).await?;
+                (feed, Some(Arc::new(consumer)))
+            }
+            None => {
+                let (streams, start) = (&read.streams, &read.query.start);
+                (read_start::feed(&self.logs, streams, start, &BTreeMap::new(), on_trimmed).await?, None)
+            }
+        };
         let session = match (&self.access, grant, mode.transport()) {
             (Some(access), Some(grant), Some(transport)) => {
                 let request = SessionRequest { grant, streams: read.streams.clone(), address: client, transport };
@@ -206,7 +231,7 @@ impl ConsumerState {
             }
             (None, _, _) | (_, None, _) | (_, _, None) => None,
         };
-        Ok((feed, session))
+        Ok(OpenedRead { feed, session, consumer })
     }
 
     async fn deliver(
@@ -216,17 +241,19 @@ impl ConsumerState {
         mode: DeliveryMode,
         grant: Option<ConsumerGrant>,
     ) -> Result<Response, ConsumerRequestError> {
-        let (feed, session) = self.open(&read, mode, grant, client(request)).await?;
+        let opened = self.open(&read, mode, grant, client(request)).await?;
         let EventRead { query, cursors, .. } = read;
         match mode {
             DeliveryMode::WebSocket => {
                 let (handshake, subprotocol) = ws::handshake::accept(request.version, &request.headers)?;
-                let subscription = self.subscription(feed, query, cursors, subprotocol, session, client(request));
+                let subscription = self.subscription(opened, query, cursors, subprotocol, client(request));
                 let upgrade = UpgradeExtension::new(|socket, early_bytes| ws::run(subscription, socket, early_bytes));
                 Ok((Extension(upgrade), handshake).into_response())
             }
             DeliveryMode::Page => {
-                pages::response(feed, &query.type_filter, query.limit, cursors, &request.uri, &self.memory).await
+                let OpenedRead { feed, consumer, .. } = opened;
+                let (kinds, limit) = (&query.type_filter, query.limit);
+                pages::response(feed, kinds, limit, cursors, &request.uri, &self.memory, consumer.as_deref()).await
             }
             DeliveryMode::Endless(endless) => {
                 let (keep_alive, position_every) = (self.keep_alive, self.position_every);
@@ -234,7 +261,7 @@ impl ConsumerState {
                 let stalled = request.extensions.get().cloned().unwrap_or_default();
                 let options =
                     EndlessOptions { endless, form: cursors, keep_alive, position_every, positions, memory, stalled };
-                Ok(sse::response(feed, query.type_filter, session, &options))
+                Ok(sse::response(opened, query.type_filter, &options))
             }
         }
     }
@@ -253,9 +280,9 @@ impl ConsumerState {
             let opened = Box::pin(consumers.authenticate_socket(&mut pending, &read, client)).await;
             drop(permit);
             match opened {
-                Ok((feed, session)) => {
+                Ok(opened) => {
                     let EventRead { query, cursors, .. } = read;
-                    let subscription = consumers.subscription(feed, query, cursors, subprotocol, session, client);
+                    let subscription = consumers.subscription(opened, query, cursors, subprotocol, client);
                     drop(consumers);
                     ws::run_authenticated(subscription, pending).await;
                 }
@@ -271,7 +298,7 @@ impl ConsumerState {
         socket: &mut ws::PendingSocket,
         read: &EventRead,
         client: IpAddr,
-    ) -> Result<(MergedReader, Option<Box<ConsumerSession>>), FirstMessage> {
+    ) -> Result<OpenedRead, FirstMessage> {
         let access = self.access.as_ref().expect("only a listener with authentication has pending sockets");
         let token = socket.first_token().await?;
         let grant = access.authenticate_message(&token, client).await?;
@@ -284,13 +311,13 @@ impl ConsumerState {
 
     fn subscription(
         &self,
-        feed: MergedReader,
+        opened: OpenedRead,
         query: EventQuery,
         form: CursorForm,
         subprotocol: ws::handshake::Subprotocol,
-        session: Option<Box<ConsumerSession>>,
         client: IpAddr,
     ) -> ws::WsSubscription {
+        let OpenedRead { feed, session, consumer } = opened;
         let subscriber = metrics::SubscriberMetrics::connected("websocket");
         let (kinds, one) = (query.type_filter, feed.stream_count() == 1);
         let has_messages = subprotocol == ws::handshake::Subprotocol::Session;
@@ -299,7 +326,8 @@ impl ConsumerState {
         let (ping_every, memory) = (self.ping_every, self.memory.clone());
         let access = session.zip(self.access.clone());
         let access = access.map(|(session, control)| Box::new(ws::WsAccess { session, control, client, has_messages }));
-        ws::WsSubscription { feed, kinds, ping_every, positions, form, memory, subscriber, access }
+        let consumer = consumer.map(|reader| Box::new(ws::WsConsumer::new(reader)));
+        ws::WsSubscription { feed, kinds, ping_every, positions, form, memory, subscriber, access, consumer }
     }
 }
 
@@ -318,10 +346,17 @@ fn hide_unknown(error: ConsumerRequestError, grant: Option<&ConsumerGrant>) -> C
     }
 }
 
+/// A reader with the session of its connection, and the durable consumer whose name it has.
+pub(super) struct OpenedRead {
+    pub(super) feed: MergedReader,
+    pub(super) session: Option<Box<ConsumerSession>>,
+    pub(super) consumer: Option<Arc<ConsumerReader>>,
+}
+
 /// What a request reads.
-struct EventRead {
-    streams: Vec<StreamName>,
-    query: EventQuery,
+pub(super) struct EventRead {
+    pub(super) streams: Vec<StreamName>,
+    pub(super) query: EventQuery,
     cursors: CursorForm,
 }
 
@@ -334,6 +369,9 @@ impl EventRead {
         let is_sse = mode == DeliveryMode::Endless(StreamFormat::Sse);
         let resumed = if is_sse { query::last_event_id(&request.headers)? } else { None };
         let query = EventQuery::read(&request.uri, named, resumed, clock::wall())?;
+        if query.consumer.is_some() && mode != DeliveryMode::Page && matches!(query.start, StartPoint::After(_)) {
+            return Err(QueryError::Conflict("after", "consumer").into());
+        }
         let streams = stream.map_or_else(|| query.streams.clone(), |stream| vec![stream]);
         Ok(Self { streams, query, cursors })
     }

@@ -4,7 +4,7 @@
 //! library buffers some. An idle response sends a comment or an empty line from time to time, so that proxies keep the
 //! connection and a dead client is detected.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use axum::{
     Extension,
@@ -20,13 +20,18 @@ use super::{
     accept::ResponseForm,
     access::{self, ConsumerSession},
     buffer_pool::{BufferPool, CopyKind},
+    consumers::record_delivery,
     outgoing::{OutgoingBatch, RecallError},
     position::{self, PositionReporter},
     render::{self, PIECE_LEN, TypeFilter},
+    routes::OpenedRead,
 };
 use crate::{
     clock,
-    downstream::merged_reader::{CursorForm, MergedReader, ReadItem, ReadProgress},
+    downstream::{
+        consumers::{ConsumerReader, superseded},
+        merged_reader::{CursorForm, MergedReader, ReadItem, ReadProgress},
+    },
     listener,
     model::Batch,
     protocol::access::AccessMessage,
@@ -66,6 +71,8 @@ pub(super) struct EndlessResponse {
     subscriber: metrics::SubscriberMetrics,
     stalled: listener::StallFlag,
     session: Option<Box<ConsumerSession>>,
+    /// The durable consumer that reads.
+    consumer: Option<Arc<ConsumerReader>>,
 }
 
 impl Drop for EndlessResponse {
@@ -93,14 +100,9 @@ pub(super) struct EndlessOptions {
 }
 
 /// The response, which ends when its logs are closed.
-pub(super) fn response(
-    feed: MergedReader,
-    kinds: TypeFilter,
-    session: Option<Box<ConsumerSession>>,
-    manner: &EndlessOptions,
-) -> Response {
+pub(super) fn response(opened: OpenedRead, kinds: TypeFilter, manner: &EndlessOptions) -> Response {
     let endless = manner.endless;
-    let following = EndlessResponse::new(feed, kinds, session, manner);
+    let following = EndlessResponse::new(opened, kinds, manner);
     let pieces = stream::unfold(Some(Box::new(following)), |following| async {
         let mut following = following?;
         match following.next().await {
@@ -177,12 +179,8 @@ impl StreamFormat {
 }
 
 impl EndlessResponse {
-    fn new(
-        feed: MergedReader,
-        kinds: TypeFilter,
-        session: Option<Box<ConsumerSession>>,
-        manner: &EndlessOptions,
-    ) -> Self {
+    fn new(opened: OpenedRead, kinds: TypeFilter, manner: &EndlessOptions) -> Self {
+        let OpenedRead { feed, session, consumer } = opened;
         let &EndlessOptions { endless, form, keep_alive, position_every, positions, ref memory, ref stalled } = manner;
         let (memory, stalled) = (memory.clone(), stalled.clone());
         let progress = ReadProgress::of(&feed, form);
@@ -213,6 +211,7 @@ impl EndlessResponse {
             subscriber,
             stalled,
             session,
+            consumer,
         }
     }
 
@@ -224,6 +223,7 @@ impl EndlessResponse {
             }
             tokio::select! {
                 biased;
+                () = superseded(self.consumer.as_deref()) => return Ok(self.end("superseded")),
                 due = self.feed.next(self.memory.read_len(TURN_LEN)) => match due? {
                     Some(due) => self.begin(due),
                     None => return Ok(self.end("draining")),
@@ -256,6 +256,9 @@ impl EndlessResponse {
     fn begin(&mut self, due: ReadItem) {
         match due {
             ReadItem::Entries { lane, views } => {
+                if let Some(consumer) = &self.consumer {
+                    record_delivery(consumer, lane, &views, &self.kinds);
+                }
                 let copies = self.copy_kind();
                 let turn = OutgoingBatch::of(lane, views, copies, &self.kinds, &self.subscriber, &mut self.positions);
                 self.batch = Some(Box::new(turn));

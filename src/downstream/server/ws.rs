@@ -5,10 +5,11 @@
 //! messages of the client are session messages; binary ones are rejected.
 
 mod access;
+mod consumer;
 pub(super) mod handshake;
 mod pending;
 
-pub(super) use self::{access::WsAccess, pending::PendingSocket};
+pub(super) use self::{access::WsAccess, consumer::WsConsumer, pending::PendingSocket};
 
 use std::{
     future::poll_fn,
@@ -64,6 +65,8 @@ pub(super) struct WsSubscription {
     pub(super) subscriber: metrics::SubscriberMetrics,
     /// The authenticated session; none where no authentication is configured.
     pub(super) access: Option<Box<WsAccess>>,
+    /// The durable consumer that reads.
+    pub(super) consumer: Option<Box<WsConsumer>>,
 }
 
 /// The CloudEvents `type` of a position message.
@@ -134,6 +137,7 @@ pub(super) async fn run_authenticated(session: WsSubscription, socket: PendingSo
         Ok(()) => connection.run().await,
         Err(end) => end,
     };
+    Box::pin(connection.finish_acknowledgements()).await;
     Box::pin(connection.close(end)).await;
 }
 
@@ -148,14 +152,15 @@ struct WsConnection {
     memory: BufferPool,
     subscriber: metrics::SubscriberMetrics,
     access: Option<Box<WsAccess>>,
+    consumer: Option<Box<WsConsumer>>,
 }
 
 impl WsConnection {
     fn new(session: WsSubscription, PendingSocket { socket }: PendingSocket) -> Self {
-        let WsSubscription { feed, kinds, ping_every, positions, form, memory, subscriber, access } = session;
+        let WsSubscription { feed, kinds, ping_every, positions, form, memory, subscriber, access, consumer } = session;
         let mut pings = interval_at(tokio::time::Instant::from_std(clock::now()) + ping_every, ping_every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { socket, feed, kinds, pings, pings_unanswered: 0, positions, form, memory, subscriber, access }
+        Self { socket, feed, kinds, pings, pings_unanswered: 0, positions, form, memory, subscriber, access, consumer }
     }
 
     async fn run(&mut self) -> CloseCause {
@@ -169,6 +174,7 @@ impl WsConnection {
                     Err(end) => Err(end),
                 },
                 message = access::due(&mut self.access) => Box::pin(self.on_access_message(message)).await,
+                end = consumer::due(&mut self.consumer) => Err(end),
                 due = self.feed.next(self.memory.read_len(WRITE_LEN)) => match due {
                     Ok(Some(due)) => self.send_item(due).await,
                     Ok(None) => Err(CloseCause::Drained),
@@ -213,6 +219,9 @@ impl WsConnection {
         match due {
             ReadItem::Entries { lane, views } => {
                 self.record_delivery(&views)?;
+                if let Some(consumer) = &self.consumer {
+                    consumer.record_delivery(lane, &views, &self.kinds);
+                }
                 let (kinds, subscriber, positions) = (&self.kinds, &self.subscriber, &mut self.positions);
                 let turn = OutgoingBatch::of(lane, views, CopyKind::WithFrames, kinds, subscriber, positions);
                 self.send_batch(turn).await?;
@@ -243,7 +252,7 @@ impl WsConnection {
         }
     }
 
-    async fn reload(&self, turn: &mut OutgoingBatch) -> Result<(), CloseCause> {
+    async fn reload(&mut self, turn: &mut OutgoingBatch) -> Result<(), CloseCause> {
         turn.reload(&self.memory, &self.feed).await.map_err(|lost| match lost {
             _ if turn.unsent.sent > 0 => CloseCause::PartialFrame,
             RecallError::Trimmed => CloseCause::TooSlow(RemainingFrame::Nothing),

@@ -1,4 +1,4 @@
-//! The records of durable consumers in Redis: fields of one hash, and their cursors beside each log.
+//! The records of durable consumers in Redis: fields of one hash, and their cursors with each log.
 
 use std::collections::BTreeMap;
 

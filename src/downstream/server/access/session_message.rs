@@ -19,7 +19,10 @@ pub(in crate::downstream::server) enum ClientMessage {
 
 /// A session message without its required data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::downstream::server) struct MalformedMessage;
+pub(in crate::downstream::server) enum MalformedMessage {
+    Token,
+    Cursor,
+}
 
 #[derive(Deserialize)]
 struct MessageFields<'a> {
@@ -43,13 +46,13 @@ impl ClientMessage {
     /// A session message without a token or a valid cursor.
     pub(in crate::downstream::server) fn read(text: &str) -> Result<Self, MalformedMessage> {
         let Ok(MessageFields { kind, data }) = serde_json::from_str(text) else { return Ok(Self::Other) };
-        let token = data.token.filter(|token| !token.is_empty()).map(Secret::new).ok_or(MalformedMessage);
+        let token = data.token.filter(|token| !token.is_empty()).map(Secret::new).ok_or(MalformedMessage::Token);
         match &*kind {
             "trunkline.session.authenticate" => token.map(Self::Authenticate),
             "trunkline.session.refresh" => token.map(Self::Refresh),
             "trunkline.session.ack" => {
                 let cursor = data.cursor.and_then(|cursor| cursor.parse().ok());
-                cursor.map(Self::Ack).ok_or(MalformedMessage)
+                cursor.map(Self::Ack).ok_or(MalformedMessage::Cursor)
             }
             _ => Ok(Self::Other),
         }
@@ -76,9 +79,9 @@ mod tests {
                 r#"{"data":{"cursor":"4f2a-17"},"type":"trunkline.session.ack"}"#,
                 Ok(ClientMessage::Ack("4f2a-17".parse().unwrap())),
             ),
-            (r#"{"type":"trunkline.session.authenticate","data":{"token":""}}"#, Err(MalformedMessage)),
-            (r#"{"type":"trunkline.session.refresh"}"#, Err(MalformedMessage)),
-            (r#"{"type":"trunkline.session.ack","data":{"cursor":"17"}}"#, Err(MalformedMessage)),
+            (r#"{"type":"trunkline.session.authenticate","data":{"token":""}}"#, Err(MalformedMessage::Token)),
+            (r#"{"type":"trunkline.session.refresh"}"#, Err(MalformedMessage::Token)),
+            (r#"{"type":"trunkline.session.ack","data":{"cursor":"17"}}"#, Err(MalformedMessage::Cursor)),
             (r#"{"type":"com.example.chat","data":{"token":"a"}}"#, Ok(ClientMessage::Other)),
             ("hello", Ok(ClientMessage::Other)),
             ("", Ok(ClientMessage::Other)),

@@ -16,9 +16,12 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    downstream::server::{
-        ConsumerServer, Settings,
-        access::{AccessControl, Verifier},
+    downstream::{
+        consumers::Consumers,
+        server::{
+            ConsumerServer, Settings,
+            access::{AccessControl, Verifier},
+        },
     },
     event_log::{EventLog, EventLogs, LogWriter, Settings as LogSettings},
     model::{Body, Checkpoint, Event, Mark, Offset, Source, StreamName, Timestamp},
@@ -89,7 +92,8 @@ impl RelayFixture {
             None => None,
         };
         let server = server.accept(&mut tasks).with_access(access.clone());
-        server.serve(logs.clone(), |stream| stream.as_str() == "queues");
+        let durable = Consumers::start(store.clone(), logs.clone(), BTreeMap::new(), &mut tasks);
+        server.serve(logs.clone(), durable, |stream| stream.as_str() == "queues");
         Self { logs, writers, authority, access, store, tasks, _directory: directory }
     }
 

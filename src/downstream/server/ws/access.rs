@@ -4,8 +4,9 @@ use std::{future::poll_fn, net::IpAddr, task::Poll, time::Duration};
 
 use futures_util::SinkExt;
 use serde::Serialize;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use super::{CloseCause, WsConnection, close_cause, write_all};
+use super::{CloseCause, WsConnection, close_cause, consumer::CURSOR_INVALID, write_all};
 use crate::{
     clock,
     downstream::{
@@ -55,14 +56,22 @@ impl WsConnection {
         self.send_session_message("trunkline.session.opened", Some(session), remaining).await
     }
 
-    /// Handles a text message. Without authentication it has no effect.
+    /// Handles a text message. It has no effect without authentication and without a durable consumer.
     pub(super) async fn on_text(&mut self, text: &str) -> Result<(), CloseCause> {
-        let Some(access) = &mut self.access else { return Ok(()) };
-        access.session.record_activity(0).map_err(CloseCause::Access)?;
+        if let Some(access) = &mut self.access {
+            access.session.record_activity(0).map_err(CloseCause::Access)?;
+        }
         match ClientMessage::read(text) {
             Ok(ClientMessage::Authenticate(token) | ClientMessage::Refresh(token)) => self.renew(&token).await,
-            Ok(ClientMessage::Ack(_) | ClientMessage::Other) => Ok(()),
-            Err(MalformedMessage) => Err(CloseCause::Access(CloseReason::TokenInvalid)),
+            Ok(ClientMessage::Ack(cursor)) => match &mut self.consumer {
+                Some(consumer) => consumer.acknowledge(&cursor),
+                None => Ok(()),
+            },
+            Ok(ClientMessage::Other) => Ok(()),
+            Err(MalformedMessage::Token) if self.access.is_none() => Ok(()),
+            Err(MalformedMessage::Cursor) if self.consumer.is_none() => Ok(()),
+            Err(MalformedMessage::Token) => Err(CloseCause::Access(CloseReason::TokenInvalid)),
+            Err(MalformedMessage::Cursor) => Err(CloseCause::Violation(CloseCode::Policy, CURSOR_INVALID)),
         }
     }
 
