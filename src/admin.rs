@@ -2,6 +2,7 @@
 //!
 //! It never waits for a platform or the store: it shows the current state of the parts.
 
+mod operator_token;
 mod responses;
 mod routes;
 mod sessions;
@@ -30,7 +31,7 @@ use crate::{
         origin::Origins,
         router_switch::RouterSwitch,
     },
-    model::StreamName,
+    model::{SecretRef, StreamName},
     store::Store,
     tasks::Tasks,
     upstream::StreamRegistry,
@@ -44,6 +45,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Allowed hosts in addition to its own addresses.
     pub allowed_hosts: Vec<String>,
+    /// The token of operators. Required off loopback.
+    pub token: Option<SecretRef>,
     pub limits: HttpListener,
 }
 
@@ -55,7 +58,7 @@ impl Settings {
             connections_per_address_max: OPERATORS_MAX,
             ..HttpListener::default()
         };
-        Self { listen, allowed_hosts: Vec::new(), limits }
+        Self { listen, allowed_hosts: Vec::new(), token: None, limits }
     }
 }
 
@@ -96,6 +99,7 @@ pub struct AdminServer {
     listener: Listener,
     address: SocketAddr,
     allowed_hosts: Vec<String>,
+    token: Option<SecretRef>,
 }
 
 impl AdminServer {
@@ -103,7 +107,7 @@ impl AdminServer {
     pub fn bind(settings: Settings) -> io::Result<Self> {
         let listener = Listener::bind(settings.listen, settings.limits)?;
         let address = listener.address()?;
-        Ok(Self { listener, address, allowed_hosts: settings.allowed_hosts })
+        Ok(Self { listener, address, allowed_hosts: settings.allowed_hosts, token: settings.token })
     }
 
     /// The bound address.
@@ -119,11 +123,11 @@ impl AdminServer {
         streams: Vec<StreamName>,
         connections: ConnectionBudget,
     ) -> AdminServerHandle {
-        let Self { listener, address, allowed_hosts } = self;
+        let Self { listener, address, allowed_hosts, token } = self;
         let site = RouterSwitch::new(startup::router(progress, streams, connections));
         let (switch, stop) = (site.clone(), tasks.stop());
         tasks.start("admin", async move { Ok(listener.serve(switch, stop).await?) });
-        AdminServerHandle { site, address, allowed_hosts }
+        AdminServerHandle { site, address, allowed_hosts, token }
     }
 }
 
@@ -133,6 +137,7 @@ pub struct AdminServerHandle {
     site: RouterSwitch,
     address: SocketAddr,
     allowed_hosts: Vec<String>,
+    token: Option<SecretRef>,
 }
 
 impl AdminServerHandle {
@@ -146,7 +151,7 @@ impl AdminServerHandle {
             loopback: self.address.ip().is_loopback(),
         };
         let pages = Arc::new(Semaphore::new(PAGES_MAX));
-        let site = routes::router(AdminState { parts, origins, started: clock::now(), pages });
+        let site = routes::router(AdminState { parts, origins, token: self.token, started: clock::now(), pages });
         self.site.replace(site);
     }
 }

@@ -24,7 +24,13 @@ use crate::{
     auth::{self, Tokens},
     config::{self, Config, StreamConfig},
     coordination::{LeaseHandle, Replica},
-    downstream::{consumers::Consumers, server},
+    downstream::{
+        consumers::Consumers,
+        server::{
+            self,
+            access::{AccessControl, Verifier},
+        },
+    },
     event_log::EventLogs,
     model::{AccountName, StreamName},
     network::{NetworkPolicy, Resolver, TrustedRoots},
@@ -110,10 +116,12 @@ impl App {
         let streams = start_streams(&config, &logs, &tokens, leases, &mut upstream).await?;
         let live = streams.clone();
         let durable = Consumers::start(store.clone(), logs.clone(), BTreeMap::new(), &mut downstream);
-        server.serve(logs.clone(), durable, move |stream: &StreamName| live.is_live(stream));
+        let access = start_access(&config, &store, connections.consumers, &mut downstream).await?;
+        let is_live = move |stream: &StreamName| live.is_live(stream);
+        server.with_access(access.clone()).serve(logs.clone(), durable, is_live);
         let readiness = Readiness::default();
         let parts = admin::AdminContext {
-            access: None,
+            access,
             store: store.clone(),
             streams: streams.clone(),
             accounts: tokens.into_values().collect(),
@@ -248,6 +256,20 @@ fn start_accounts(
         Ok((name.clone(), tokens.with_context(|| format!("accounts.{name}"))?))
     };
     config.accounts.iter().map(start).collect()
+}
+
+/// The access of consumers, if they authenticate. It accepts tokens when the revocations are read.
+async fn start_access(
+    config: &Config,
+    store: &Store,
+    connections_max: usize,
+    tasks: &mut Tasks,
+) -> anyhow::Result<Option<AccessControl>> {
+    let Some(settings) = &config.http.auth else { return Ok(None) };
+    let trust = TrustedRoots::of_machine().context("cannot set up TLS")?;
+    let network = NetworkPolicy::new(config.key_network.clone(), trust, Resolver::default());
+    let verifier = Verifier::start(settings, &network, tasks).await.context("http.auth")?;
+    Ok(Some(AccessControl::start(settings, verifier, store.clone(), connections_max, tasks)))
 }
 
 async fn start_streams(

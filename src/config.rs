@@ -63,6 +63,8 @@ pub struct Config {
     pub admin: AdminConfig,
     pub store: StoreConfig,
     pub accounts: BTreeMap<AccountName, AccountConfig>,
+    /// Proxies and TLS of requests for the keys of consumers.
+    pub key_network: network::Settings,
     /// Each refers to an existing account.
     pub streams: BTreeMap<StreamName, StreamConfig>,
     /// Settings that cannot work; the rest works without them. Errors for `check`, log messages for `run`.
@@ -150,6 +152,9 @@ fn load_documents(documents: &[Document], environment: &Environment) -> Result<C
     let (draft, mut findings) = draft(documents, environment)?;
     findings.extend(secrets::check(&draft.tree, &draft.file, environment));
     findings.extend(proxies::check(&draft.file, environment));
+    if let Some(auth) = &draft.file.http.auth {
+        findings.extend(consumer_auth::check(&draft.tree, auth, environment));
+    }
     Findings::into_result(findings, ())?;
     let warnings = warnings::warnings(&draft.tree, environment);
     Ok(Config { ineffective: draft.ineffective, warnings, ..resolve::resolve(&draft.file, environment) })

@@ -20,7 +20,7 @@ use axum::{
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use super::{
-    AdminContext,
+    AdminContext, operator_token,
     responses::{self, AdminStatus, ReadinessReport, ReplicaMembers},
     sessions,
 };
@@ -33,7 +33,7 @@ use crate::{
         problem::HttpProblem,
         resource::{PathName, READ, allow_methods, not_found},
     },
-    model::{AccountName, NameError, StreamName},
+    model::{AccountName, NameError, SecretRef, StreamName},
     telemetry::{chain, metrics},
     upstream::{OperatorCommand, OperatorCommandError, StreamStatus},
 };
@@ -42,6 +42,8 @@ use crate::{
 pub(super) struct AdminState {
     pub(super) parts: AdminContext,
     pub(super) origins: Origins,
+    /// The token of operators; none on loopback without one.
+    pub(super) token: Option<SecretRef>,
     pub(super) started: Instant,
     /// Permits for metrics pages in flight.
     pub(super) pages: Arc<Semaphore>,
@@ -73,7 +75,7 @@ pub(super) fn router(operators: AdminState) -> Router {
     guarded.merge(open).with_state(operators)
 }
 
-/// Checks the host of a request. A state-changing request must also be of the same origin.
+/// Checks the host and the token of a request. A state-changing request must also be of the same origin.
 async fn guard(
     State(operators): State<Arc<AdminState>>,
     request: Request,
@@ -84,6 +86,7 @@ async fn guard(
     if !request.method().is_safe() && !origin::is_same_origin(headers) {
         return Err(origin::cross_origin_problem());
     }
+    operator_token::check(operators.token.as_ref(), headers).await?;
     Ok(next.run(request).await)
 }
 

@@ -54,5 +54,6 @@ pub(super) fn admin_settings(config: &Config, connections: usize) -> admin::Sett
         connections_per_address_max: connections,
         ..usual.limits
     };
-    admin::Settings { allowed_hosts: config.admin.allowed_hosts.clone(), limits, ..usual }
+    let (allowed_hosts, token) = (config.admin.allowed_hosts.clone(), config.admin.token.clone());
+    admin::Settings { allowed_hosts, token, limits, ..usual }
 }

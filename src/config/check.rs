@@ -66,23 +66,25 @@ impl ConfigCheck<'_> {
 
     fn listeners(&mut self, file: &File) {
         let (http, admin) = (&file.http.listen, &file.admin.listen);
-        self.listener("http", http, "consumers");
-        self.listener("admin", admin, "operators");
+        if file.http.auth.is_none() {
+            let text = "and consumers do not authenticate; configure [http.auth], or write";
+            self.exposed_listener("http", http, text);
+        }
+        if file.admin.token.is_none() {
+            self.exposed_listener("admin", admin, "and operators have no token; configure admin.token, or write");
+        }
         if http.overlaps(admin) {
             let text = format!("{admin} is already used by http.listen; use another port");
             self.add_mistake(KeyPath::of(&["admin", "listen"]), text);
         }
     }
 
-    fn listener(&mut self, section: &str, listen: &ListenAddress, who: &str) {
+    fn exposed_listener(&mut self, section: &str, listen: &ListenAddress, text: &str) {
         let Some(exposed) = listen.exposed() else { return };
         let written = listen.to_string();
         let shown = if written == exposed.to_string() { written } else { format!("{written} ({})", exposed.ip()) };
-        let text = format!(
-            "{shown} is reachable from other machines, and this version cannot authenticate {who} yet; \
-             write \"127.0.0.1:{}\"",
-            exposed.port()
-        );
+        let port = exposed.port();
+        let text = format!("{shown} is reachable from other machines, {text} \"127.0.0.1:{port}\"");
         self.add_mistake(KeyPath::of(&[section, "listen"]), text);
     }
 

@@ -39,12 +39,17 @@ pub fn consumer_auth(files: &[PathBuf], environment: &Environment) -> Result<acc
     let settings: access::Settings = section.clone().try_deserialize().map_err(|error| {
         Findings::of(vec![Finding::new(location_of(&tree, &path), path.clone(), format!("could not be read: {error}"))])
     })?;
-    let mistakes = settings.mistakes(has_origins(&tree)).into_iter().chain(key_mistakes(&settings, environment));
-    let findings = mistakes.map(|(key, text)| {
-        let path = key.split('.').fold(path.clone(), |path, key| path.join(key));
-        Finding::new(location_of(&tree, &path), path, text)
-    });
-    Findings::into_result(findings.collect(), settings)
+    Findings::into_result(check(&tree, &settings, environment), settings)
+}
+
+/// Reports errors between the keys of the section, and keys that cannot be read or used.
+pub(super) fn check(tree: &Value, settings: &access::Settings, environment: &Environment) -> Vec<Finding> {
+    let mistakes = settings.mistakes(has_origins(tree)).into_iter().chain(key_mistakes(settings, environment));
+    let finding = |(key, text): (&str, String)| {
+        let path = key.split('.').fold(KeyPath::of(&["http", "auth"]), |path, key| path.join(key));
+        Finding::new(location_of(tree, &path), path, text)
+    };
+    mistakes.map(finding).collect()
 }
 
 /// The schema of a file with only this section.

@@ -19,6 +19,11 @@ pub(super) fn check(file: &File, environment: &Environment) -> Vec<Finding> {
     findings
 }
 
+/// The proxies of the environment; none if a variable is invalid, which is an error where an account uses it.
+pub(super) fn of_environment(environment: &Environment) -> Proxies {
+    Proxies::of_environment(|name| environment.get(name), &[]).unwrap_or_else(|_| Proxies::none())
+}
+
 /// The proxies of an account.
 pub(super) fn of(account: &AccountSection, environment: &Environment) -> Result<Proxies, EnvironmentError> {
     match account.proxy.as_deref() {

@@ -52,6 +52,10 @@ pub(super) fn resolve(file: &File, environment: &Environment) -> Config {
             .iter()
             .map(|(name, from)| (name.clone(), account(name, from, &vault, environment)))
             .collect(),
+        key_network: network::Settings {
+            proxies: proxies::of_environment(environment),
+            insecure: file.http.auth.as_ref().is_some_and(|auth| auth.jwt.insecure),
+        },
         streams: file.streams.iter().map(|(name, from)| (name.clone(), stream(from))).collect(),
         ineffective: Vec::new(),
         warnings: Vec::new(),

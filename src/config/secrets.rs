@@ -39,6 +39,12 @@ pub(super) fn check(tree: &Value, file: &File, environment: &Environment) -> Vec
             findings.push(Finding::new(location_of(tree, &path), path, text));
         }
     }
+    if let Some(secret) = &file.admin.token
+        && let Err(text) = read(secret, environment)
+    {
+        let path = KeyPath::of(&["admin", "token"]);
+        findings.push(Finding::new(location_of(tree, &path), path, text));
+    }
     for (name, account) in &file.accounts {
         for (key, secret) in secrets(account) {
             if let Err(text) = read(secret, environment) {

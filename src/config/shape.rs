@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{listen::ListenAddress, stream::StreamSection};
 use crate::{
     auth::ClientAuth,
+    downstream::server::access,
     listener::IpNetwork,
     model::{AccountName, SecretRef, Span, StreamName},
     store::{Retention, redis::Durability},
@@ -50,10 +51,10 @@ pub(crate) struct File {
 /// The listener for consumers.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[schemars(extend("x-not-yet" = ["auth", "tls"]))]
+#[schemars(extend("x-not-yet" = ["tls"]))]
 pub struct HttpConfig {
     /// Address and port for consumers, or host name and port such as `localhost:8080`. A name is resolved once, and
-    /// IPv4 is preferred. Must be a loopback address, because this version cannot authenticate consumers.
+    /// IPv4 is preferred. Must be a loopback address, unless consumers authenticate (`auth`).
     #[schemars(with = "String", extend("format" = "address"))]
     pub listen: ListenAddress,
     /// Origins of web pages that may connect, such as `https://dash.example.com`. None by default, so that no web page
@@ -73,6 +74,8 @@ pub struct HttpConfig {
     /// connections count for the client address in the header.
     #[schemars(with = "Vec<String>", extend("items" = { "type": "string", "format": "network" }))]
     pub trusted_proxies: Vec<IpNetwork>,
+    /// How consumers authenticate. Without it, every client of a loopback listener may read everything.
+    pub auth: Option<access::Settings>,
 }
 
 impl Default for HttpConfig {
@@ -84,6 +87,7 @@ impl Default for HttpConfig {
             connections: 10_000,
             connections_per_address: 2_500,
             trusted_proxies: Vec::new(),
+            auth: None,
         }
     }
 }
@@ -91,20 +95,22 @@ impl Default for HttpConfig {
 /// The listener for health, metrics and status.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[schemars(extend("x-not-yet" = ["token", "drills"]))]
+#[schemars(extend("x-not-yet" = ["drills"]))]
 pub struct AdminConfig {
-    /// Address and port of the admin listener. Must be a loopback address, because this version cannot authenticate
-    /// operators.
+    /// Address and port of the admin listener. Must be a loopback address without `token`.
     #[schemars(with = "String", extend("format" = "address"))]
     pub listen: ListenAddress,
     /// Accepted `Host` headers in addition to loopback, such as `relay.example.com`: for a proxy that keeps the `Host`.
     #[schemars(extend("items" = { "type": "string", "format": "host" }))]
     pub allowed_hosts: Vec<String>,
+    /// The token of operators, as a Bearer token: required off loopback, for all but health, readiness and metrics. Read
+    /// again for each request.
+    pub token: Option<SecretRef>,
 }
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { listen: loopback(9090), allowed_hosts: Vec::new() }
+        Self { listen: loopback(9090), allowed_hosts: Vec::new(), token: None }
     }
 }
 

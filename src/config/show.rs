@@ -46,19 +46,22 @@ fn effective_values(draft: &Draft) -> serde_json::Value {
         let entry = &mut value["accounts"][name.as_str()];
         remove_keys(entry, GRANT_KEYS.into_iter().filter(|key| !account.grant.keys().contains(key)));
     }
-    for name in file.streams.keys() {
-        remove_keys(&mut value["streams"][name.as_str()], std::iter::empty());
-    }
+    remove_nulls(&mut value);
     value
 }
 
-/// Removes these keys and all keys without a value.
 fn remove_keys(entry: &mut serde_json::Value, keys: impl Iterator<Item = &'static str>) {
     let Some(entry) = entry.as_object_mut() else { return };
     for key in keys {
         entry.remove(key);
     }
+}
+
+/// Removes all keys without a value.
+fn remove_nulls(entry: &mut serde_json::Value) {
+    let Some(entry) = entry.as_object_mut() else { return };
     entry.retain(|_, value| !value.is_null());
+    entry.values_mut().for_each(remove_nulls);
 }
 
 struct ConfigListing<'a> {

@@ -93,8 +93,15 @@ impl Origins {
     }
 }
 
+/// The relation of the page that sent a request to its target (Fetch Metadata).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
 /// Whether a request comes from a page of this listener or from no page.
 pub fn is_same_origin(headers: &HeaderMap) -> bool {
+    // A browser that sends no origin still states whether the page is of another site.
+    if headers.get_all(SEC_FETCH_SITE).iter().any(|site| site != "same-origin" && site != "none") {
+        return false;
+    }
     if !headers.contains_key(ORIGIN) {
         return true;
     }

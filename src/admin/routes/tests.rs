@@ -85,6 +85,7 @@ impl Daemon {
         let site = TowerToHyperService::new(router(AdminState {
             parts,
             origins,
+            token: None,
             started: clock::now(),
             pages: Arc::new(Semaphore::new(PAGES_MAX)),
         }));

@@ -33,7 +33,7 @@ pub use self::{
     signer::{GrantRequest, SignError, TokenSigner},
 };
 pub(super) use self::{
-    control::{AccessError, Admission, FIRST_MESSAGE_TIMEOUT, TICKET_TTL_MAX, permits},
+    control::{AccessError, Admission, Client, FIRST_MESSAGE_TIMEOUT, TICKET_TTL_MAX, permits},
     credential::{TICKET, reject_ticket},
     first_message::FirstMessage,
     session_message::{ClientMessage, MalformedMessage},

@@ -199,6 +199,7 @@ fn access_problem(error: AccessError) -> HttpProblem {
         AccessError::Token(token) if token.reason() == "token_expired" => invalid("token-expired"),
         AccessError::Token(_) | AccessError::Filter => invalid("token-invalid"),
         AccessError::Ticket => invalid("ticket-invalid"),
+        AccessError::Bound => invalid("client-changed"),
         AccessError::Revoked => invalid("revoked"),
         AccessError::Forbidden => plain(StatusCode::FORBIDDEN, "forbidden", "Not permitted"),
         AccessError::Limit(_) => plain(StatusCode::TOO_MANY_REQUESTS, "limit", "Limit of the subject reached")

@@ -27,7 +27,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     accept::{self, ResponseForm},
     access::{
-        AccessControl, AccessError, Admission, ConsumerSession, FirstMessage, SessionRequest, permits, reject_ticket,
+        AccessControl, AccessError, Admission, Client, ConsumerSession, FirstMessage, SessionRequest, permits,
+        reject_ticket,
     },
     buffer_pool::BufferPool,
     consumers,
@@ -178,8 +179,16 @@ impl ConsumerState {
     async fn admit(&self, request: &Parts, is_upgrade: bool) -> Result<Option<Admission>, AccessError> {
         match &self.access {
             None => reject_ticket(&request.uri).map(|()| None).map_err(AccessError::from),
-            Some(access) => access.authenticate(request, is_upgrade, client(request)).await.map(Some),
+            Some(access) => access
+                .authenticate(request, is_upgrade, &access.client(address(request), &request.headers))
+                .await
+                .map(Some),
         }
+    }
+
+    /// The client of a request; none where no authentication is configured.
+    pub(super) fn client(&self, request: &Parts) -> Option<Client> {
+        self.access.as_ref().map(|access| access.client(address(request), &request.headers))
     }
 
     /// Events of the stream in the path or the streams in the query, in the requested form.
@@ -241,12 +250,12 @@ impl ConsumerState {
         mode: DeliveryMode,
         grant: Option<ConsumerGrant>,
     ) -> Result<Response, ConsumerRequestError> {
-        let opened = self.open(&read, mode, grant, client(request)).await?;
+        let opened = self.open(&read, mode, grant, address(request)).await?;
         let EventRead { query, cursors, .. } = read;
         match mode {
             DeliveryMode::WebSocket => {
                 let (handshake, subprotocol) = ws::handshake::accept(request.version, &request.headers)?;
-                let subscription = self.subscription(opened, query, cursors, subprotocol, client(request));
+                let subscription = self.subscription(opened, query, cursors, subprotocol, self.client(request));
                 let upgrade = UpgradeExtension::new(|socket, early_bytes| ws::run(subscription, socket, early_bytes));
                 Ok((Extension(upgrade), handshake).into_response())
             }
@@ -274,10 +283,10 @@ impl ConsumerState {
         permit: OwnedSemaphorePermit,
     ) -> Result<Response, ConsumerRequestError> {
         let (handshake, subprotocol) = ws::handshake::accept(request.version, &request.headers)?;
-        let (consumers, client) = (Arc::clone(self), client(request));
+        let (consumers, client) = (Arc::clone(self), self.client(request));
         let upgrade = UpgradeExtension::new(move |socket, early_bytes| async move {
             let mut pending = Box::pin(ws::PendingSocket::open(socket, early_bytes)).await;
-            let opened = Box::pin(consumers.authenticate_socket(&mut pending, &read, client)).await;
+            let opened = Box::pin(consumers.authenticate_socket(&mut pending, &read, client.as_ref())).await;
             drop(permit);
             match opened {
                 Ok(opened) => {
@@ -297,12 +306,13 @@ impl ConsumerState {
         &self,
         socket: &mut ws::PendingSocket,
         read: &EventRead,
-        client: IpAddr,
+        client: Option<&Client>,
     ) -> Result<OpenedRead, FirstMessage> {
-        let access = self.access.as_ref().expect("only a listener with authentication has pending sockets");
+        let (access, client) =
+            self.access.as_ref().zip(client).expect("only a listener with authentication has pending sockets");
         let token = socket.first_token().await?;
         let grant = access.authenticate_message(&token, client).await?;
-        let opened = self.open(read, DeliveryMode::WebSocket, Some(grant), client).await;
+        let opened = self.open(read, DeliveryMode::WebSocket, Some(grant), client.address).await;
         opened.map_err(|error| match error {
             ConsumerRequestError::Access(error) => error.into(),
             other => FirstMessage::Rejected(other.slug()),
@@ -315,7 +325,7 @@ impl ConsumerState {
         query: EventQuery,
         form: CursorForm,
         subprotocol: ws::handshake::Subprotocol,
-        client: IpAddr,
+        client: Option<Client>,
     ) -> ws::WsSubscription {
         let OpenedRead { feed, session, consumer } = opened;
         let subscriber = metrics::SubscriberMetrics::connected("websocket");
@@ -324,15 +334,16 @@ impl ConsumerState {
         let partial = has_messages && !(one && kinds.matches_all());
         let positions = partial.then(|| Box::new(PositionReporter::new(one, self.position_every)));
         let (ping_every, memory) = (self.ping_every, self.memory.clone());
-        let access = session.zip(self.access.clone());
-        let access = access.map(|(session, control)| Box::new(ws::WsAccess { session, control, client, has_messages }));
+        let access = session.zip(self.access.clone()).zip(client);
+        let access = access
+            .map(|((session, control), client)| Box::new(ws::WsAccess { session, control, client, has_messages }));
         let consumer = consumer.map(|reader| Box::new(ws::WsConsumer::new(reader)));
         ws::WsSubscription { feed, kinds, ping_every, positions, form, memory, subscriber, access, consumer }
     }
 }
 
 /// The address of the client of a request.
-fn client(request: &Parts) -> IpAddr {
+fn address(request: &Parts) -> IpAddr {
     request.extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ClientAddress(address)| *address)
 }
 

@@ -43,7 +43,8 @@ pub(super) async fn issue(
     let body = to_bytes(body, REQUEST_LEN_MAX).await.map_err(|_| ConsumerRequestError::TicketRequest)?;
     let request = read(&body)?;
     let (grant, ttl) = (narrowed(grant, request.streams)?, lifetime(request.ttl.as_deref())?);
-    let ticket = access.issue_ticket(&grant, ttl).await?;
+    let client = consumers.client(&parts).ok_or(AccessError::Missing)?;
+    let ticket = access.issue_ticket(&grant, &client, ttl).await?;
     let issued = json!({ "ticket": ticket.expose(), "expires_in": ttl.as_secs() });
     Ok(json_response(StatusCode::CREATED, APPLICATION_JSON, &issued))
 }

@@ -47,7 +47,7 @@ async fn a_listener_that_others_can_reach_is_refused_with_the_reason() {
         let (code, _, err) = run(site.folder.path(), &[command, "--config", site.config()]).await;
         assert_eq!(code, 2);
         assert!(err.contains("http.listen: 0.0.0.0:8080 is reachable from other machines"), "{err}");
-        assert!(err.contains("cannot authenticate consumers"), "{err}");
+        assert!(err.contains("consumers do not authenticate"), "{err}");
     }
 }
 

@@ -4,11 +4,13 @@
 //! It verifies no token and closes no socket: the listener does, and gives remaining times as durations of the monotonic
 //! clock.
 
+mod bindings;
 mod failures;
 mod lifetime;
 mod limits;
 mod revocations;
 
+pub use bindings::{ClientOrigin, TokenBindings, TokenDigest};
 pub use failures::{FLAGGED_ABOVE, FailureCounter, FailureWindow};
 pub use lifetime::{AccessLifetime, AccessMessage, CloseReason, Renewal};
 pub use limits::{ByteBudget, LimitExceeded, SubjectLimits, SubjectUsage};

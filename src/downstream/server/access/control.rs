@@ -2,7 +2,8 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use axum::http::request::Parts;
+use aws_lc_rs::digest;
+use axum::http::{HeaderMap, header::USER_AGENT, request::Parts};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -12,14 +13,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    TokenError, Verifier,
+    BindTarget, TokenError, Verifier,
     credential::{Credential, CredentialError},
     sessions::{ConsumerSession, SessionRefusal, SessionRequest, Sessions},
 };
 use crate::{
     clock,
     model::{ConsumerGrant, Revocation, RevocationTarget, Secret, StreamName, Timestamp},
-    protocol::access::{CloseReason, FailureCounter, LimitExceeded},
+    protocol::access::{ClientOrigin, CloseReason, FailureCounter, LimitExceeded, TokenBindings, TokenDigest},
     random,
     store::{AppendError, Store},
     tasks::Tasks,
@@ -34,6 +35,8 @@ pub(in crate::downstream::server) const TICKET_TTL_MAX: Duration = Duration::fro
 const REVOCATION_TTL: Duration = Duration::from_secs(400 * 24 * 3_600);
 /// How long a client has to authenticate with its first message.
 pub(in crate::downstream::server) const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A longer `User-Agent` is truncated.
+const USER_AGENT_LEN_MAX: usize = 256;
 /// Random bits of a ticket, in numbers of 64 bits.
 const TICKET_NUMBERS: usize = 4;
 
@@ -49,6 +52,7 @@ struct SharedAccess {
     store: Store,
     sessions: Sessions,
     rules: CredentialRules,
+    bindings: Mutex<TokenBindings>,
     failures: Mutex<FailureCounter>,
     /// Permits of connections that have not authenticated yet.
     unauthenticated: Arc<Semaphore>,
@@ -61,6 +65,15 @@ struct SharedAccess {
 struct CredentialRules {
     cookie: Option<String>,
     first_message: bool,
+    bind: Vec<BindTarget>,
+}
+
+/// The client of a request.
+#[derive(Debug, Clone)]
+pub(in crate::downstream::server) struct Client {
+    pub(in crate::downstream::server) address: IpAddr,
+    /// Of a listener that binds tokens to clients.
+    origin: Option<ClientOrigin>,
 }
 
 /// Who a request is.
@@ -84,6 +97,8 @@ pub(in crate::downstream::server) enum AccessError {
     Filter,
     #[error("the ticket is unknown, expired or already used")]
     Ticket,
+    #[error("the credential is bound to the client that used it first")]
+    Bound,
     #[error("the token is revoked; request a new one from its issuer")]
     Revoked,
     #[error("the token does not permit this stream")]
@@ -104,7 +119,7 @@ impl AccessError {
             Self::Credential(_) => Some("malformed"),
             Self::Token(error) if error.is_temporary() => None,
             Self::Token(error) => Some(error.reason()),
-            Self::Filter => Some("token_invalid"),
+            Self::Filter | Self::Bound => Some("token_invalid"),
             Self::Ticket => Some("ticket"),
             Self::Revoked => Some("revoked"),
             Self::Forbidden | Self::Limit(_) | Self::Busy | Self::Unavailable => None,
@@ -122,6 +137,7 @@ impl AccessError {
             | Self::Token(_)
             | Self::Filter
             | Self::Ticket
+            | Self::Bound
             | Self::Forbidden
             | Self::Busy
             | Self::Unavailable => CloseReason::TokenInvalid,
@@ -156,7 +172,12 @@ impl AccessControl {
             verifier,
             store,
             sessions,
-            rules: CredentialRules { cookie: settings.cookie.clone(), first_message: settings.first_message },
+            rules: CredentialRules {
+                cookie: settings.cookie.clone(),
+                first_message: settings.first_message,
+                bind: settings.bind.clone(),
+            },
+            bindings: Mutex::default(),
             failures: Mutex::default(),
             unauthenticated: Arc::new(Semaphore::new((connections_max / 10).max(1))),
             ready,
@@ -187,35 +208,49 @@ impl AccessControl {
         self.shared.store.revoke(&Revocation { target, at, ttl: REVOCATION_TTL }).await
     }
 
+    /// The client of a request.
+    pub(in crate::downstream::server) fn client(&self, address: IpAddr, headers: &HeaderMap) -> Client {
+        let bind = &self.shared.rules.bind;
+        let binds = |target| bind.contains(&target);
+        let agent = || {
+            Some(headers.get(USER_AGENT)?.as_bytes().escape_ascii().take(USER_AGENT_LEN_MAX).map(char::from).collect())
+        };
+        let origin = (!bind.is_empty()).then(|| ClientOrigin {
+            address: binds(BindTarget::Address).then_some(address),
+            user_agent: if binds(BindTarget::UserAgent) { agent() } else { None },
+        });
+        Client { address, origin }
+    }
+
     /// Who a request is.
     pub(in crate::downstream::server) async fn authenticate(
         &self,
         request: &Parts,
         is_upgrade: bool,
-        client: IpAddr,
+        client: &Client,
     ) -> Result<Admission, AccessError> {
         let rules = &self.shared.rules;
         let credential = Credential::of(&request.headers, &request.uri, rules.cookie.as_deref(), is_upgrade);
         let granted = match credential {
             Err(error) => Err(error.into()),
-            Ok(Credential::Bearer(token) | Credential::Cookie(token)) => self.verify(&token).await,
-            Ok(Credential::Ticket(ticket)) => self.take_ticket(&ticket).await,
+            Ok(Credential::Bearer(token) | Credential::Cookie(token)) => self.verify(&token, client).await,
+            Ok(Credential::Ticket(ticket)) => self.take_ticket(&ticket, client).await,
             Ok(Credential::None) if is_upgrade && rules.first_message => {
                 let permit = Arc::clone(&self.shared.unauthenticated).try_acquire_owned();
                 return permit.map(Admission::FirstMessage).map_err(|_| AccessError::Busy);
             }
             Ok(Credential::None) => Err(AccessError::Missing),
         };
-        granted.map(Admission::Granted).inspect_err(|error| self.record_failure(*error, client))
+        granted.map(Admission::Granted).inspect_err(|error| self.record_failure(*error, client.address))
     }
 
     /// The grant of the token in a session message.
     pub(in crate::downstream::server) async fn authenticate_message(
         &self,
         token: &Secret,
-        client: IpAddr,
+        client: &Client,
     ) -> Result<ConsumerGrant, AccessError> {
-        self.verify(token).await.inspect_err(|error| self.record_failure(*error, client))
+        self.verify(token, client).await.inspect_err(|error| self.record_failure(*error, client.address))
     }
 
     /// Opens the session of a connection.
@@ -227,11 +262,12 @@ impl AccessControl {
     pub(in crate::downstream::server) async fn issue_ticket(
         &self,
         grant: &ConsumerGrant,
+        client: &Client,
         ttl: Duration,
     ) -> Result<Secret, AccessError> {
         let numbers: String = (0..TICKET_NUMBERS).map(|_| format!("{:016x}", random::u64())).collect();
         let ticket = Secret::new(numbers);
-        let value = serde_json::to_string(&TicketGrant::from(grant)).expect("texts and numbers can be written");
+        let value = serde_json::to_string(&TicketGrant::new(grant, client)).expect("texts and numbers can be written");
         let stored = self.shared.store.put_ticket(&ticket, value, ttl).await;
         stored.map(|()| ticket).map_err(|error| {
             tracing::warn!(error = chain(&error), "cannot store a ticket");
@@ -239,18 +275,31 @@ impl AccessControl {
         })
     }
 
-    async fn verify(&self, token: &Secret) -> Result<ConsumerGrant, AccessError> {
+    async fn verify(&self, token: &Secret, client: &Client) -> Result<ConsumerGrant, AccessError> {
         let grant = self.shared.verifier.verify_or_wait(token.expose()).await.map_err(AccessError::Token)?;
+        if let Some(origin) = &client.origin {
+            let digest = digest::digest(&digest::SHA256, token.expose().as_bytes());
+            let digest: TokenDigest = digest.as_ref().try_into().expect("SHA-256 has 32 bytes");
+            let now = clock::now();
+            let expires_at = now + grant.expires_at.since(clock::wall());
+            if !self.shared.bindings.lock().bind(digest, origin, expires_at, now) {
+                return Err(AccessError::Bound);
+            }
+        }
         self.check(grant)
     }
 
-    async fn take_ticket(&self, ticket: &Secret) -> Result<ConsumerGrant, AccessError> {
+    async fn take_ticket(&self, ticket: &Secret, client: &Client) -> Result<ConsumerGrant, AccessError> {
         let value = self.shared.store.take_ticket(ticket).await.map_err(|error| {
             tracing::warn!(error = chain(&error), "cannot read a ticket");
             AccessError::Unavailable
         })?;
-        let grant = value.and_then(|value| serde_json::from_str::<TicketGrant>(&value).ok()?.grant());
-        self.check(grant.ok_or(AccessError::Ticket)?)
+        let ticket = value.and_then(|value| serde_json::from_str::<TicketGrant>(&value).ok());
+        let ticket = ticket.ok_or(AccessError::Ticket)?;
+        if ticket.origin != client.origin {
+            return Err(AccessError::Bound);
+        }
+        self.check(ticket.grant().ok_or(AccessError::Ticket)?)
     }
 
     fn check(&self, grant: ConsumerGrant) -> Result<ConsumerGrant, AccessError> {
@@ -317,20 +366,20 @@ struct TicketGrant {
     streams: Vec<String>,
     exp: i64,
     iat: Option<i64>,
+    origin: Option<ClientOrigin>,
 }
 
-impl From<&ConsumerGrant> for TicketGrant {
-    fn from(grant: &ConsumerGrant) -> Self {
+impl TicketGrant {
+    fn new(grant: &ConsumerGrant, client: &Client) -> Self {
         Self {
             sub: grant.subject.to_string(),
             streams: grant.streams.iter().map(|pattern| pattern.as_str().to_owned()).collect(),
             exp: grant.expires_at.0,
             iat: grant.issued_at.map(|at| at.0),
+            origin: client.origin.clone(),
         }
     }
-}
 
-impl TicketGrant {
     fn grant(&self) -> Option<ConsumerGrant> {
         Some(ConsumerGrant {
             subject: self.sub.parse().ok()?,

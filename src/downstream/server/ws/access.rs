@@ -1,6 +1,6 @@
 //! The authenticated session of a WebSocket: renewal by a message of the client, warnings, and its end.
 
-use std::{future::poll_fn, net::IpAddr, task::Poll, time::Duration};
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 use futures_util::SinkExt;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::{
     downstream::{
         merged_reader::session_message,
         server::{
-            access::{AccessControl, ClientMessage, ConsumerSession, MalformedMessage},
+            access::{AccessControl, Client, ClientMessage, ConsumerSession, MalformedMessage},
             render,
         },
     },
@@ -26,7 +26,7 @@ use crate::{
 pub(in crate::downstream::server) struct WsAccess {
     pub(in crate::downstream::server) session: Box<ConsumerSession>,
     pub(in crate::downstream::server) control: AccessControl,
-    pub(in crate::downstream::server) client: IpAddr,
+    pub(in crate::downstream::server) client: Client,
     /// Whether the client negotiated session messages that it did not request.
     pub(in crate::downstream::server) has_messages: bool,
 }
@@ -77,7 +77,7 @@ impl WsConnection {
 
     async fn renew(&mut self, token: &Secret) -> Result<(), CloseCause> {
         let Some(access) = &mut self.access else { return Ok(()) };
-        let verified = access.control.authenticate_message(token, access.client).await;
+        let verified = access.control.authenticate_message(token, &access.client).await;
         let grant = verified.map_err(|error| CloseCause::Access(error.close_reason()))?;
         access.session.renew(&grant).map_err(CloseCause::Access)?;
         let remaining = access.session.remaining();
