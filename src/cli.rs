@@ -6,6 +6,7 @@ pub mod bench;
 pub mod check;
 pub mod completions;
 pub mod config;
+pub mod consumer;
 mod daemon;
 pub mod demo;
 pub mod run;
@@ -57,6 +58,9 @@ pub enum CliCommand {
     Tail(tail::TailArgs),
     /// Show streams and tokens of a running daemon
     Status(status::StatusArgs),
+    /// List, show, move and delete the durable consumers of a running daemon
+    #[command(subcommand)]
+    Consumer(consumer::ConsumerCommand),
     /// Measure the daemon's performance on this machine
     Bench(bench::BenchArgs),
     /// Issue tokens for consumers
@@ -237,6 +241,10 @@ mod tests {
             "trunkline tail queues --since 10m --token x",
             "trunkline tail queues --since 2026-05-04T13:31:49Z",
             "trunkline status --url http://127.0.0.1:9090 --json --watch",
+            "trunkline consumer list --url http://127.0.0.1:8080",
+            "trunkline consumer show billing --token x",
+            "trunkline consumer seek billing queues 4f2a-17",
+            "trunkline consumer delete billing",
             "trunkline bench --quick --json --only ingest,latency --data d",
             "trunkline token mint --config a.toml --subject wall --stream queues acme.* --stream * --ttl 10m --filter x",
             "trunkline completions bash",
@@ -258,6 +266,8 @@ mod tests {
             "trunkline token mint --config a.toml --subject wall --stream Queues --ttl 10m",
             "trunkline token mint --config a.toml --subject wall --stream queues --ttl 0s",
             "trunkline tail Queues",
+            "trunkline consumer show Billing",
+            "trunkline consumer seek billing queues",
             "trunkline tail queues --after yesterday",
             "trunkline tail queues --since yesterday",
             "trunkline tail queues --after 4f2a-17 --since 10m",

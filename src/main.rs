@@ -54,6 +54,7 @@ async fn run(command: CliCommand) -> Result<(), CliError> {
             let terminal = std::io::stdout().is_terminal();
             cli::status::run(&args, terminal, out, cli::interrupted()).await
         }
+        CliCommand::Consumer(command) => cli::consumer::run(&command, out).await,
         CliCommand::Bench(args) => cli::bench::run(&args, out, &mut std::io::stderr()),
         CliCommand::Token(command) => cli::token::run(&command, &environment, out).await,
         CliCommand::Completions(args) => Ok(cli::completions::run(&args, out)?),

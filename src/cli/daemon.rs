@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, Response, StatusCode, Url, redirect};
+use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::model::{Secret, Span};
 
@@ -94,6 +95,34 @@ impl DaemonClient {
         }
         let answer = request.send().await.map_err(|error| self.unreachable_error(error))?;
         if answer.status().is_success() { Ok(answer) } else { Err(self.refused_error(answer).await) }
+    }
+
+    /// Sends a request with an optional JSON body. Returns the body of the response, null if it is empty.
+    ///
+    /// # Errors
+    ///
+    /// The daemon is unreachable, or its status is not a success.
+    pub(super) async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, DaemonRequestError> {
+        let mut request = self.client.request(method, format!("{}{path}", self.url()));
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_string());
+        }
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token.expose());
+        }
+        let answer = request.send().await.map_err(|error| self.unreachable_error(error))?;
+        if !answer.status().is_success() {
+            return Err(self.refused_error(answer).await);
+        }
+        if answer.status() == StatusCode::NO_CONTENT {
+            return Ok(Value::Null);
+        }
+        answer.json().await.map_err(|error| self.unreachable_error(error))
     }
 
     pub(super) fn unreachable_error(&self, error: reqwest::Error) -> DaemonRequestError {

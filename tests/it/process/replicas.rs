@@ -4,6 +4,7 @@
 
 mod clocks;
 mod cluster;
+mod consumers;
 mod degraded;
 mod deleted_keys;
 mod disagreeing;

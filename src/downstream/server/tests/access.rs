@@ -240,3 +240,45 @@ async fn limits_of_a_subject_are_answered_with_429_and_idle_sessions_end() {
     assert_eq!(guarded.relay.get(QUEUES, &headers).await.status(), 200);
     guarded.relay.drain().await;
 }
+
+#[tokio::test]
+async fn a_consumer_belongs_to_callers_who_may_read_all_its_streams() {
+    let guarded = Guarded::start(json!({})).await;
+    let bearer = |streams: &[&str]| format!("Bearer {}", guarded.token("a", streams, 60));
+    let (both, queues, agents, all) =
+        (bearer(&["queues", "agents"]), bearer(&["queues"]), bearer(&["agents"]), bearer(&["*"]));
+    let read = "/v1/events?stream=queues&stream=agents&consumer=billing";
+    assert_eq!(guarded.get(read, &[("Authorization", &queues)]).await, (403, "forbidden".to_owned()));
+    assert_eq!(guarded.get(read, &[("Authorization", &both)]).await.0, 200);
+    let takeover = format!("{QUEUES}?consumer=billing");
+    let shown = "/v1/consumers/billing";
+    for (token, path, status) in [
+        (&both, shown, 200),
+        (&all, shown, 200),
+        (&queues, shown, 403),
+        (&queues, "/v1/consumers/unknown", 403),
+        (&both, "/v1/consumers/unknown", 403),
+        (&all, "/v1/consumers/unknown", 404),
+        (&queues, takeover.as_str(), 403),
+        (&all, takeover.as_str(), 200),
+    ] {
+        assert_eq!(guarded.get(path, &[("Authorization", token)]).await.0, status, "{path}");
+    }
+    assert_eq!(guarded.get(shown, &[]).await, (401, "credentials-required".to_owned()));
+    for (token, count) in [(&both, 1), (&agents, 0), (&all, 1)] {
+        let mut listed = guarded.relay.get("/v1/consumers", &[("Authorization", token)]).await;
+        assert_eq!(listed.json().await["consumers"].as_array().unwrap().len(), count);
+    }
+    for (method, path) in
+        [("DELETE", shown), ("PUT", "/v1/consumers/billing/cursor"), ("POST", "/v1/consumers/billing/seek")]
+    {
+        let body = r#"{"stream":"queues","cursor":"4f2a-1"}"#
+            .replace("cursor", if method == "POST" { "to" } else { "cursor" });
+        let headers = [("Authorization", agents.as_str()), ("Content-Length", &*body.len().to_string())];
+        let answer = TestHttpClient::send_with_body(&guarded.relay.authority, method, path, &headers, &body).await;
+        assert_eq!(answer.status(), 403, "{method}");
+    }
+    let headers = [("Authorization", both.as_str())];
+    let deleted = TestHttpClient::send(&guarded.relay.authority, "DELETE", shown, &headers).await;
+    assert_eq!(deleted.status(), 204);
+}

@@ -1,11 +1,17 @@
 //! Durable consumers over real sockets: acknowledgement, takeover, seek, and cursors that retention removed.
 
+use std::time::Duration;
+
 use futures_util::SinkExt;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::harness::{RelayFixture, RelaySetup, TestHttpClient, TestWsClient, sequences};
-use crate::model::StreamName;
+use crate::{
+    clock,
+    model::{ConsumerName, StreamName},
+    protocol::consumer::ConsumerRecord,
+};
 
 const QUEUES: &str = "/v1/streams/queues/events?consumer=billing";
 
@@ -39,7 +45,7 @@ impl RelayFixture {
             if self.stored().await == Some(offset) {
                 return;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         panic!("the cursor is at {:?}, not at {offset}", self.stored().await);
     }
@@ -230,7 +236,7 @@ async fn a_cursor_that_retention_removed_is_a_gap_or_a_rejected_page() {
         if first > 50 {
             break first;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     };
     let mut page = relay.get(QUEUES, &[]).await;
     assert_eq!((page.status(), page.problem().await.0), (410, "cursor-trimmed".to_owned()));
@@ -261,7 +267,31 @@ async fn metrics_show_what_a_consumer_received_and_its_lag() {
             drop(reader);
             return relay.drain().await;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("{}", crate::telemetry::metrics::page());
+}
+
+#[tokio::test]
+async fn an_unused_consumer_is_deleted_and_a_used_one_stays() {
+    let relay = RelayFixture::start().await;
+    let (old, read): (ConsumerName, ConsumerName) = ("old".parse().unwrap(), "read".parse().unwrap());
+    let long_ago = ConsumerRecord::created(clock::wall().before(Duration::from_secs(30 * 86_400)));
+    let queues: StreamName = "queues".parse().unwrap();
+    for consumer in [&old, &read] {
+        assert!(relay.store.change_consumer(consumer, None, Some(long_ago)).await.unwrap());
+        assert!(relay.store.move_cursor(consumer, &queues, None, relay.mark("queues", 0)).await.unwrap());
+    }
+    let reader = relay.subscribe("/v1/streams/queues/events?consumer=read").await;
+    for _ in 0..2_000 {
+        if relay.store.consumer(&old).await.unwrap().is_none() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(relay.store.consumer(&old).await.unwrap(), None);
+    let cursors = relay.store.cursors(&queues).await.unwrap();
+    assert_eq!(cursors.keys().collect::<Vec<_>>(), [&read]);
+    drop(reader);
+    relay.drain().await;
 }
