@@ -64,7 +64,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "admin",
-        &["model", "clock", "tasks", "telemetry", "store", "event_log", "listener", "auth", "coordination", "upstream"],
+        &[
+            "model",
+            "clock",
+            "tasks",
+            "telemetry",
+            "secrets",
+            "store",
+            "event_log",
+            "listener",
+            "auth",
+            "coordination",
+            "upstream",
+            "downstream",
+        ],
     ),
     ("config", &["model", "connector", "protocol", "network", "auth", "clock", "store", "downstream", "listener"]),
     (

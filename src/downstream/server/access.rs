@@ -28,7 +28,7 @@ pub use self::{
     control::AccessControl,
     error::{KeySourceError, TokenError},
     key::VerificationKeyError,
-    sessions::{SessionStatus, Sessions},
+    sessions::{ConsumerSessions, SessionStatus},
     settings::{BindTarget, JwtSettings, KeySource, LimitSettings, Settings},
     signer::{GrantRequest, SignError, TokenSigner},
 };

@@ -33,7 +33,7 @@ const ADMIN: &str = "127.0.0.1:9090";
 pub(super) const SIMULATOR: &str = "127.0.0.1:9400";
 
 /// The commands of the program: the first words, whether it ends, and a part of its output.
-const COMMANDS: [(&str, Termination, &str); 11] = [
+const COMMANDS: [(&str, Termination, &str); 12] = [
     ("--help", Termination::Exits, "Usage: trunkline"),
     ("demo", Termination::Never, "Try in another terminal:"),
     ("simulate", Termination::Never, "token URL http://127.0.0.1:"),
@@ -45,7 +45,12 @@ const COMMANDS: [(&str, Termination, &str); 11] = [
     ("config show", Termination::Exits, "client_secret = \"***\""),
     ("completions", Termination::Exits, "trunkline"),
     ("bench", Termination::Exits, "append"),
+    ("token mint", Termination::Exits, "eyJ"),
 ];
+
+/// The key that `token mint` signs with, in place of one in the configuration.
+const TOKEN_SETTINGS: &str = "env TEST_KEY=0123456789abcdef0123456789abcdef \
+    TRUNKLINE__HTTP__AUTH__JWT='{ hmac = { env = \"TEST_KEY\" } }' ";
 
 /// Reads a line.
 pub(super) fn parse_line(line: &str, places: &ReadmeAddresses) -> Result<ReadmeAction, String> {
@@ -111,7 +116,8 @@ fn program(rest: &str, places: &ReadmeAddresses) -> Result<ReadmeAction, String>
     if rest.contains("--watch") {
         ends = Termination::Never;
     }
-    let command = format!("exec '{}' {arguments}", env!("CARGO_BIN_EXE_trunkline"));
+    let settings = if command == "token mint" { TOKEN_SETTINGS } else { "" };
+    let command = format!("exec {settings}'{}' {arguments}", env!("CARGO_BIN_EXE_trunkline"));
     Ok(ReadmeAction::Run { command, termination: ends, expected_output: text })
 }
 

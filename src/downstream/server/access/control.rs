@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     BindTarget, TokenError, Verifier,
-    credential::{Credential, CredentialError},
-    sessions::{ConsumerSession, SessionRefusal, SessionRequest, Sessions},
+    credential::{ClientCredential, ClientCredentialError},
+    sessions::{ConsumerSession, ConsumerSessions, SessionRefusal, SessionRequest},
 };
 use crate::{
     clock,
@@ -50,7 +50,7 @@ pub struct AccessControl {
 struct SharedAccess {
     verifier: Verifier,
     store: Store,
-    sessions: Sessions,
+    sessions: ConsumerSessions,
     rules: CredentialRules,
     bindings: Mutex<TokenBindings>,
     failures: Mutex<FailureCounter>,
@@ -90,7 +90,7 @@ pub(in crate::downstream::server) enum AccessError {
     #[error("credentials are required: a Bearer token, or a ticket from POST /v1/tickets")]
     Missing,
     #[error(transparent)]
-    Credential(#[from] CredentialError),
+    Credential(#[from] ClientCredentialError),
     #[error("the token is not accepted")]
     Token(#[source] TokenError),
     #[error("the token has a filter, which this version cannot apply")]
@@ -165,7 +165,7 @@ impl AccessControl {
         tasks: &mut Tasks,
     ) -> Self {
         let idle_max = Some(settings.idle_max).filter(|max| !max.is_zero());
-        let sessions = Sessions::new(settings.limits.into(), idle_max);
+        let sessions = ConsumerSessions::new(settings.limits.into(), idle_max);
         let (ready_sender, ready) = watch::channel(false);
         tasks.start("revocations", follow_revocations(store.clone(), sessions.clone(), ready_sender, tasks.stop()));
         let shared = SharedAccess {
@@ -193,7 +193,7 @@ impl AccessControl {
     }
 
     /// The open sessions.
-    pub fn sessions(&self) -> &Sessions {
+    pub fn sessions(&self) -> &ConsumerSessions {
         &self.shared.sessions
     }
 
@@ -230,16 +230,16 @@ impl AccessControl {
         client: &Client,
     ) -> Result<Admission, AccessError> {
         let rules = &self.shared.rules;
-        let credential = Credential::of(&request.headers, &request.uri, rules.cookie.as_deref(), is_upgrade);
+        let credential = ClientCredential::of(&request.headers, &request.uri, rules.cookie.as_deref(), is_upgrade);
         let granted = match credential {
             Err(error) => Err(error.into()),
-            Ok(Credential::Bearer(token) | Credential::Cookie(token)) => self.verify(&token, client).await,
-            Ok(Credential::Ticket(ticket)) => self.take_ticket(&ticket, client).await,
-            Ok(Credential::None) if is_upgrade && rules.first_message => {
+            Ok(ClientCredential::Bearer(token) | ClientCredential::Cookie(token)) => self.verify(&token, client).await,
+            Ok(ClientCredential::Ticket(ticket)) => self.take_ticket(&ticket, client).await,
+            Ok(ClientCredential::None) if is_upgrade && rules.first_message => {
                 let permit = Arc::clone(&self.shared.unauthenticated).try_acquire_owned();
                 return permit.map(Admission::FirstMessage).map_err(|_| AccessError::Busy);
             }
-            Ok(Credential::None) => Err(AccessError::Missing),
+            Ok(ClientCredential::None) => Err(AccessError::Missing),
         };
         granted.map(Admission::Granted).inspect_err(|error| self.record_failure(*error, client.address))
     }
@@ -330,7 +330,7 @@ impl AccessControl {
 /// Reads the revocations until the stop signal.
 async fn follow_revocations(
     store: Store,
-    sessions: Sessions,
+    sessions: ConsumerSessions,
     ready: watch::Sender<bool>,
     stop: CancellationToken,
 ) -> crate::tasks::TaskResult {

@@ -12,7 +12,7 @@ use crate::model::Secret;
 
 /// How a request authenticates.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::downstream::server) enum Credential {
+pub(in crate::downstream::server) enum ClientCredential {
     /// A token in the `Authorization` header.
     Bearer(Secret),
     /// A single-use ticket in the query.
@@ -24,7 +24,7 @@ pub(in crate::downstream::server) enum Credential {
 
 /// Why the credentials of a request are rejected before they are verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(in crate::downstream::server) enum CredentialError {
+pub(in crate::downstream::server) enum ClientCredentialError {
     #[error("the Authorization header is not one \"Bearer\" token")]
     Authorization,
     #[error("a token in the query is not accepted; send it in the Authorization header, or request a ticket")]
@@ -47,18 +47,18 @@ const TOKEN_PARAMETERS: [&str; 4] = ["access_token", "token", "jwt", "authorizat
 /// The name of the parameter with a ticket.
 pub(in crate::downstream::server) const TICKET: &str = "ticket";
 
-impl Credential {
+impl ClientCredential {
     /// The credential of a request. `cookie`: the name of the cookie that may have the token.
     pub(in crate::downstream::server) fn of(
         headers: &HeaderMap,
         uri: &Uri,
         cookie: Option<&str>,
         is_upgrade: bool,
-    ) -> Result<Self, CredentialError> {
+    ) -> Result<Self, ClientCredentialError> {
         let ticket = ticket(uri)?;
         let bearer = bearer(headers)?;
         match (bearer, ticket) {
-            (Some(_), Some(_)) => return Err(CredentialError::Several),
+            (Some(_), Some(_)) => return Err(ClientCredentialError::Several),
             (Some(token), None) => return Ok(Self::Bearer(token)),
             (None, Some(ticket)) => return Ok(Self::Ticket(ticket)),
             (None, None) => (),
@@ -67,28 +67,28 @@ impl Credential {
             return Ok(Self::None);
         };
         if is_upgrade && !headers.contains_key(ORIGIN) {
-            return Err(CredentialError::CookieWithoutOrigin);
+            return Err(ClientCredentialError::CookieWithoutOrigin);
         }
         Ok(Self::Cookie(token))
     }
 }
 
 /// Rejects a ticket at a listener without authentication: its client expects to be protected.
-pub(in crate::downstream::server) fn reject_ticket(uri: &Uri) -> Result<(), CredentialError> {
-    if ticket(uri)?.is_some() { Err(CredentialError::NoAuthentication) } else { Ok(()) }
+pub(in crate::downstream::server) fn reject_ticket(uri: &Uri) -> Result<(), ClientCredentialError> {
+    if ticket(uri)?.is_some() { Err(ClientCredentialError::NoAuthentication) } else { Ok(()) }
 }
 
-fn ticket(uri: &Uri) -> Result<Option<Secret>, CredentialError> {
+fn ticket(uri: &Uri) -> Result<Option<Secret>, ClientCredentialError> {
     // A query that cannot be read is rejected by the parameters' own parser.
     let Ok(Pairs(pairs)) = Pairs::<Vec<(String, String)>>::try_from_uri(uri) else { return Ok(None) };
     let is_token = |name: &str| TOKEN_PARAMETERS.iter().any(|token| token.eq_ignore_ascii_case(name));
     if pairs.iter().any(|(name, value)| is_token(name) || (name == TICKET && is_jwt(value))) {
-        return Err(CredentialError::TokenInQuery);
+        return Err(ClientCredentialError::TokenInQuery);
     }
     let mut tickets = pairs.into_iter().filter(|(name, _)| name == TICKET);
     let first = tickets.next();
     if tickets.next().is_some() {
-        Err(CredentialError::TicketRepeated)
+        Err(ClientCredentialError::TicketRepeated)
     } else {
         Ok(first.map(|(_, value)| Secret::new(value)))
     }
@@ -99,23 +99,23 @@ fn is_jwt(text: &str) -> bool {
     text.starts_with("eyJ") && text.split('.').count() == 3
 }
 
-fn bearer(headers: &HeaderMap) -> Result<Option<Secret>, CredentialError> {
+fn bearer(headers: &HeaderMap) -> Result<Option<Secret>, ClientCredentialError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
-    let text = value.to_str().ok().filter(|_| values.next().is_none()).ok_or(CredentialError::Authorization)?;
-    let (scheme, token) = text.trim().split_once(' ').ok_or(CredentialError::Authorization)?;
+    let text = value.to_str().ok().filter(|_| values.next().is_none()).ok_or(ClientCredentialError::Authorization)?;
+    let (scheme, token) = text.trim().split_once(' ').ok_or(ClientCredentialError::Authorization)?;
     let token = token.trim();
     let is_valid = scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && !token.contains([' ', ',']);
-    is_valid.then(|| Some(Secret::new(token))).ok_or(CredentialError::Authorization)
+    is_valid.then(|| Some(Secret::new(token))).ok_or(ClientCredentialError::Authorization)
 }
 
-fn cookie_value(headers: &HeaderMap, name: &str) -> Result<Option<Secret>, CredentialError> {
+fn cookie_value(headers: &HeaderMap, name: &str) -> Result<Option<Secret>, ClientCredentialError> {
     let lines = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
     let mut values = pairs.filter(|(found, _)| *found == name).map(|(_, value)| value.trim_matches('"'));
     let first = values.next().filter(|value| !value.is_empty());
     // A page of a sibling domain can add a cookie of the same name.
-    if values.next().is_some() { Err(CredentialError::CookieRepeated) } else { Ok(first.map(Secret::new)) }
+    if values.next().is_some() { Err(ClientCredentialError::CookieRepeated) } else { Ok(first.map(Secret::new)) }
 }
 
 #[cfg(test)]
@@ -124,30 +124,30 @@ mod tests {
 
     use super::*;
 
-    fn find(headers: &[(&str, &str)], uri: &str, is_upgrade: bool) -> Result<Credential, CredentialError> {
+    fn find(headers: &[(&str, &str)], uri: &str, is_upgrade: bool) -> Result<ClientCredential, ClientCredentialError> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        Credential::of(&map, &uri.parse().unwrap(), Some("session"), is_upgrade)
+        ClientCredential::of(&map, &uri.parse().unwrap(), Some("session"), is_upgrade)
     }
 
     #[test]
     fn a_credential_is_found_in_one_place() {
         let secret = Secret::new;
-        let bearer = || Ok(Credential::Bearer(secret("a.b.c")));
-        let cookie = || Ok(Credential::Cookie(secret("x")));
+        let bearer = || Ok(ClientCredential::Bearer(secret("a.b.c")));
+        let cookie = || Ok(ClientCredential::Cookie(secret("x")));
         let origin = ("origin", "https://a.test");
         for (headers, uri, expected) in [
-            (vec![], "/v1/events?stream=a", Ok(Credential::None)),
+            (vec![], "/v1/events?stream=a", Ok(ClientCredential::None)),
             (vec![("authorization", "Bearer a.b.c")], "/", bearer()),
             (vec![("authorization", "bearer  a.b.c ")], "/", bearer()),
             (vec![("authorization", "Bearer a.b.c"), ("cookie", "session=x")], "/", bearer()),
-            (vec![], "/?ticket=t%2B1", Ok(Credential::Ticket(secret("t+1")))),
-            (vec![("cookie", "session=x"), origin], "/?ticket=t", Ok(Credential::Ticket(secret("t")))),
+            (vec![], "/?ticket=t%2B1", Ok(ClientCredential::Ticket(secret("t+1")))),
+            (vec![("cookie", "session=x"), origin], "/?ticket=t", Ok(ClientCredential::Ticket(secret("t")))),
             (vec![("cookie", "a=1; session=x; b=2"), origin], "/", cookie()),
             (vec![("cookie", "a=1"), ("cookie", "session=\"x\""), origin], "/", cookie()),
-            (vec![("cookie", "mysession=x; session="), origin], "/", Ok(Credential::None)),
+            (vec![("cookie", "mysession=x; session="), origin], "/", Ok(ClientCredential::None)),
         ] {
             assert_eq!(find(&headers, uri, true), expected, "{headers:?} {uri}");
         }
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_credential_in_a_wrong_place_is_rejected() {
-        use CredentialError::{
+        use ClientCredentialError::{
             Authorization, CookieRepeated, CookieWithoutOrigin, Several, TicketRepeated, TokenInQuery,
         };
         for (headers, uri, expected) in [

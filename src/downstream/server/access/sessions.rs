@@ -28,7 +28,7 @@ use crate::{
 
 /// The open sessions. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Sessions {
+pub struct ConsumerSessions {
     shared: Arc<SharedSessions>,
 }
 
@@ -41,7 +41,7 @@ struct SharedSessions {
 
 #[derive(Debug, Default)]
 struct SessionTable {
-    open: BTreeMap<SessionId, Arc<SessionEntry>>,
+    open: BTreeMap<ConsumerSessionId, Arc<SessionEntry>>,
     usage: SubjectUsage,
     budgets: BTreeMap<Subject, ByteBudget>,
     revocations: Revocations,
@@ -49,9 +49,9 @@ struct SessionTable {
 
 /// The id of a session: random, so that it names no other session after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::downstream::server) struct SessionId(u64);
+pub(in crate::downstream::server) struct ConsumerSessionId(u64);
 
-impl fmt::Display for SessionId {
+impl fmt::Display for ConsumerSessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
     }
@@ -88,7 +88,7 @@ impl SessionEntry {
         }
     }
 
-    fn is_revoked(&self, id: SessionId, revocations: &Revocations) -> bool {
+    fn is_revoked(&self, id: ConsumerSessionId, revocations: &Revocations) -> bool {
         revocations.is_revoked(&id.to_string(), self.subject.as_str(), *self.issued_at.lock())
     }
 }
@@ -112,7 +112,7 @@ pub(in crate::downstream::server) enum SessionRefusal {
     Revoked,
 }
 
-impl Sessions {
+impl ConsumerSessions {
     /// No open sessions.
     pub fn new(limits: SubjectLimits, idle_max: Option<Duration>) -> Self {
         Self { shared: Arc::new(SharedSessions { limits, idle_max, table: Mutex::default() }) }
@@ -131,7 +131,7 @@ impl Sessions {
         }
         let count = u32::try_from(streams.len()).unwrap_or(u32::MAX);
         table.usage.acquire(grant.subject.as_str(), count, &self.shared.limits).map_err(SessionRefusal::Limit)?;
-        let id = SessionId(random::u64());
+        let id = ConsumerSessionId(random::u64());
         let entry = Arc::new(SessionEntry {
             subject: grant.subject.clone(),
             streams,
@@ -178,7 +178,7 @@ impl Sessions {
     /// The open sessions.
     pub fn status(&self) -> Vec<SessionStatus> {
         let table = self.shared.table.lock();
-        let status = |(id, entry): (&SessionId, &Arc<SessionEntry>)| SessionStatus {
+        let status = |(id, entry): (&ConsumerSessionId, &Arc<SessionEntry>)| SessionStatus {
             session: id.to_string(),
             subject: entry.subject.to_string(),
             streams: entry.streams.clone(),
@@ -190,7 +190,7 @@ impl Sessions {
         table.open.iter().map(status).collect()
     }
 
-    fn end(&self, id: SessionId, entry: &SessionEntry) {
+    fn end(&self, id: ConsumerSessionId, entry: &SessionEntry) {
         let mut table = self.shared.table.lock();
         table.open.remove(&id);
         table.usage.release(entry.subject.as_str(), u32::try_from(entry.streams.len()).unwrap_or(u32::MAX));
@@ -210,13 +210,13 @@ impl Sessions {
 /// The session of one connection.
 #[derive(Debug)]
 pub(in crate::downstream::server) struct ConsumerSession {
-    id: SessionId,
+    id: ConsumerSessionId,
     entry: Arc<SessionEntry>,
     lifetime: AccessLifetime,
     timer: Pin<Box<Sleep>>,
     /// Whether activity matters: there is an idle limit or a limit of bytes.
     observes: bool,
-    sessions: Sessions,
+    sessions: ConsumerSessions,
 }
 
 impl Drop for ConsumerSession {
@@ -226,7 +226,7 @@ impl Drop for ConsumerSession {
 }
 
 impl ConsumerSession {
-    pub(in crate::downstream::server) fn id(&self) -> SessionId {
+    pub(in crate::downstream::server) fn id(&self) -> ConsumerSessionId {
         self.id
     }
 

@@ -122,7 +122,7 @@ async fn tokens_are_renewed_while_redis_answers_with_errors_and_no_session_ends(
     for (commands, reply, reason) in [
         (CommandMatch::All, FaultReply::Error(ERRORS[0].1), "LOADING"),
         (CommandMatch::Writes, FaultReply::Error(ERRORS[10].1), "READONLY"),
-        (CommandMatch::Keyed, FaultReply::Half, "not renewed"),
+        (CommandMatch::Keyed, FaultReply::Half, "membership renewal"),
     ] {
         let granted = pair.site.platform.counters().grants_total();
         pair.proxy.set(RespFault { commands, reply });
