@@ -106,6 +106,7 @@ mod tests {
 
     const SECRET: &str = "canary-secret-0123456789-abcdefghi";
 
+    #[expect(clippy::unwrap_in_result, reason = "a broken fixture ends the test")]
     fn load(section: &str) -> Result<access::Settings, String> {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("short"), "canary").unwrap();

@@ -207,20 +207,13 @@ fn restored(merged: Value, under: Option<&Value>, over: Option<&Value>) -> Value
         return reference.clone();
     }
     let origin = over.and_then(Value::origin).or(under.and_then(Value::origin)).map(str::to_owned);
-    match merged.kind {
-        ValueKind::Table(entries) => {
-            let entry = |(key, value): (String, Value)| {
-                let value = restored(
-                    value,
-                    under.and_then(|under| child(under, &key)),
-                    over.and_then(|over| child(over, &key)),
-                );
-                (key, value)
-            };
-            Value::new(origin.as_ref(), entries.into_iter().map(entry).collect::<Map<_, _>>())
-        }
-        kind => Value::new(origin.as_ref(), kind),
-    }
+    let ValueKind::Table(entries) = merged.kind else { return Value::new(origin.as_ref(), merged.kind) };
+    let entry = |(key, value): (String, Value)| {
+        let (under, over) = (under.and_then(|under| child(under, &key)), over.and_then(|over| child(over, &key)));
+        let value = restored(value, under, over);
+        (key, value)
+    };
+    Value::new(origin.as_ref(), entries.into_iter().map(entry).collect::<Map<_, _>>())
 }
 
 /// Whether the table is a reference to a secret: it replaces another reference as a whole.

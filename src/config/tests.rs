@@ -462,7 +462,7 @@ fn possible_losses_are_documented_in_the_guarantee() {
     assert!(summary.guarantee().lost.contains("snapshot_url"), "nothing would fill the gap");
     let shedding = StreamConfig { overflow: OverflowPolicy::DropOldest, ..summary };
     assert!(shedding.guarantee().lost.contains("shed"));
-    let keys = StreamKeys { rotation: Rotation::BreakFirst, ..queues.keys.clone() };
+    let keys = StreamKeys { rotation: Rotation::BreakFirst, ..queues.keys };
     let alone = StreamConfig { keys, ..queues };
     assert!(alone.guarantee().lost.contains("every planned rotation"));
 }

@@ -313,9 +313,12 @@ impl ConsumerState {
         let token = socket.first_token().await?;
         let grant = access.authenticate_message(&token, client).await?;
         let opened = self.open(read, DeliveryMode::WebSocket, Some(grant), client.address).await;
-        opened.map_err(|error| match error {
-            ConsumerRequestError::Access(error) => error.into(),
-            other => FirstMessage::Rejected(other.slug()),
+        opened.map_err(|error| {
+            if let ConsumerRequestError::Access(error) = error {
+                error.into()
+            } else {
+                FirstMessage::Rejected(error.slug())
+            }
         })
     }
 
@@ -349,11 +352,11 @@ fn address(request: &Parts) -> IpAddr {
 
 /// A caller who may not read everything does not learn which streams exist.
 fn hide_unknown(error: ConsumerRequestError, grant: Option<&ConsumerGrant>) -> ConsumerRequestError {
-    match error {
-        ConsumerRequestError::UnknownStream(_) if grant.is_some_and(|grant| !grant.reads_all()) => {
-            AccessError::Forbidden.into()
-        }
-        other => other,
+    let is_hidden = grant.is_some_and(|grant| !grant.reads_all());
+    if is_hidden && matches!(error, ConsumerRequestError::UnknownStream(_)) {
+        AccessError::Forbidden.into()
+    } else {
+        error
     }
 }
 

@@ -121,6 +121,7 @@ fn refresh_after(max_age: Option<Duration>, unit: f64) -> Duration {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test needs some moment to start from")]
 mod tests {
     use proptest::prelude::*;
 

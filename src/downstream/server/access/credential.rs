@@ -124,6 +124,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::unwrap_in_result, reason = "a broken fixture ends the test")]
     fn find(headers: &[(&str, &str)], uri: &str, is_upgrade: bool) -> Result<ClientCredential, ClientCredentialError> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {

@@ -38,6 +38,7 @@ fn fixed(der: &[u8]) -> Vec<u8> {
     fixed
 }
 
+#[expect(clippy::unwrap_in_result, reason = "a broken fixture ends the test")]
 fn verified(folder: &Path, token: &str) -> Result<(), TokenError> {
     let pem = String::from_utf8(openssl(folder, "pkey -in key -pubout")).unwrap();
     let keys = KeySet::Single(VerificationKey::of_pem(&pem).unwrap());
