@@ -115,7 +115,7 @@ impl App {
         let (replica, leases) = join(&config, &store, &mut replicas);
         let streams = start_streams(&config, &logs, &tokens, leases, &mut upstream).await?;
         let live = streams.clone();
-        let durable = Consumers::start(store.clone(), logs.clone(), BTreeMap::new(), &mut downstream);
+        let durable = Consumers::start(store.clone(), logs.clone(), config.consumers.clone(), &mut downstream);
         let access = start_access(&config, &store, connections.consumers, &mut downstream).await?;
         let is_live = move |stream: &StreamName| live.is_live(stream);
         server.with_access(access.clone()).serve(logs.clone(), durable, is_live);

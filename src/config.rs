@@ -35,7 +35,8 @@ use config::Value;
 
 use crate::{
     auth,
-    model::{AccountName, SecretRef, StreamName},
+    downstream::consumers,
+    model::{AccountName, ConsumerName, SecretRef, StreamName},
     network,
     store::{
         Retention,
@@ -67,6 +68,8 @@ pub struct Config {
     pub key_network: network::Settings,
     /// Each refers to an existing account.
     pub streams: BTreeMap<StreamName, StreamConfig>,
+    /// Each reads existing streams.
+    pub consumers: BTreeMap<ConsumerName, consumers::Settings>,
     /// Settings that cannot work; the rest works without them. Errors for `check`, log messages for `run`.
     pub ineffective: Vec<Finding>,
     /// Settings that work but are probably not intended.

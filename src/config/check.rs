@@ -8,6 +8,7 @@ use reqwest::Url;
 
 use crate::{
     connector::{AccountContext, CheckContext, Connector, DialectKeys, SettingFinding, SettingKey, Severity},
+    downstream::consumers,
     model::{Span, nearest},
     network::proxy::is_loopback,
 };
@@ -42,6 +43,9 @@ pub(super) fn check(tree: &Value, file: &File) -> CheckFindings {
     }
     for (name, stream) in &file.streams {
         check.stream(&KeyPath::of(&["streams", name.as_str()]), stream, file);
+    }
+    for (name, consumer) in &file.consumers {
+        check.consumer(&KeyPath::of(&["consumers", name.as_str()]), consumer);
     }
     check.findings
 }
@@ -204,19 +208,38 @@ impl ConfigCheck<'_> {
         self.keys(path, &all, &own, &format!("connector {}", dialect.name));
     }
 
-    fn account_of(&mut self, path: &KeyPath, name: &str) {
-        let accounts = child(self.tree, "accounts").and_then(table);
-        if accounts.is_some_and(|accounts| accounts.contains_key(name)) {
-            return;
+    /// Each stream of a consumer is configured.
+    fn consumer(&mut self, path: &KeyPath, consumer: &consumers::Settings) {
+        let path = path.join("streams");
+        if consumer.streams.is_empty() {
+            self.add_mistake(path.clone(), "needs at least one stream such as [\"queues\"]");
         }
-        let mut known: Vec<_> = accounts.into_iter().flat_map(|accounts| accounts.keys().map(String::as_str)).collect();
+        for stream in &consumer.streams {
+            if let Some(hint) = self.unknown("streams", stream.as_str(), "stream") {
+                self.add_mistake(path.clone(), format!("unknown stream {:?}{hint}", stream.as_str()));
+            }
+        }
+    }
+
+    /// A hint about a name that is not in a table of the configuration.
+    fn unknown(&self, section: &str, name: &str, what: &str) -> Option<String> {
+        let entries = child(self.tree, section).and_then(table);
+        if entries.is_some_and(|entries| entries.contains_key(name)) {
+            return None;
+        }
+        let mut known: Vec<_> = entries.into_iter().flat_map(|entries| entries.keys().map(String::as_str)).collect();
         known.sort_unstable();
-        let hint = match nearest(name, known.iter().copied()) {
+        Some(match nearest(name, known.iter().copied()) {
             Some(near) => format!("; did you mean {near:?}?"),
-            None if known.is_empty() => "; no account is configured".to_owned(),
+            None if known.is_empty() => format!("; no {what} is configured"),
             None => format!("; known: {}", known.join(", ")),
-        };
-        self.add_mistake(path.join("account"), format!("unknown account {name:?}{hint}"));
+        })
+    }
+
+    fn account_of(&mut self, path: &KeyPath, name: &str) {
+        if let Some(hint) = self.unknown("accounts", name, "account") {
+            self.add_mistake(path.join("account"), format!("unknown account {name:?}{hint}"));
+        }
     }
 
     /// The checks of the connector itself.

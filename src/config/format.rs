@@ -7,6 +7,7 @@ use reqwest::Url;
 use super::listen::ListenAddress;
 use crate::{
     listener::{IpNetwork, is_authority},
+    model::StreamName,
     network::proxy::{self, Proxy},
     store::redis::address::Address,
 };
@@ -18,6 +19,7 @@ const PREFIX_LEN_MAX: usize = 64;
 pub(super) fn validate(format: &str, text: &str) -> Result<(), String> {
     match format {
         "address" => ListenAddress::try_from(text.to_owned()).map(drop),
+        "name" => text.parse::<StreamName>().map(drop).map_err(|error| error.to_string()),
         "host" => host(text),
         "network" => text.parse::<IpNetwork>().map(drop).map_err(|error| error.to_string()),
         "http-url" => url(text, ["http", "https"]),

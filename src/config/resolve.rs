@@ -57,6 +57,7 @@ pub(super) fn resolve(file: &File, environment: &Environment) -> Config {
             insecure: file.http.auth.as_ref().is_some_and(|auth| auth.jwt.insecure),
         },
         streams: file.streams.iter().map(|(name, from)| (name.clone(), stream(from))).collect(),
+        consumers: file.consumers.clone(),
         ineffective: Vec::new(),
         warnings: Vec::new(),
     }

@@ -18,16 +18,16 @@ use serde::{Deserialize, Serialize};
 use super::{listen::ListenAddress, stream::StreamSection};
 use crate::{
     auth::ClientAuth,
-    downstream::server::access,
+    downstream::{consumers, server::access},
     listener::IpNetwork,
-    model::{AccountName, SecretRef, Span, StreamName},
+    model::{AccountName, ConsumerName, SecretRef, Span, StreamName},
     store::{Retention, redis::Durability},
 };
 
 /// The configuration of Trunkline.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("x-not-yet" = ["consumers", "redaction", "sinks"]))]
+#[schemars(extend("x-not-yet" = ["redaction", "sinks"]))]
 pub(crate) struct File {
     /// The listener for consumers.
     #[serde(default)]
@@ -46,6 +46,10 @@ pub(crate) struct File {
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, StreamSection>", extend("propertyNames" = { "format": "name" }))]
     pub streams: BTreeMap<StreamName, StreamSection>,
+    /// Durable consumers. The key is the name that a reader gives as `consumer`; its first use creates one as well.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, consumers::Settings>", extend("propertyNames" = { "format": "name" }))]
+    pub consumers: BTreeMap<ConsumerName, consumers::Settings>,
 }
 
 /// The listener for consumers.

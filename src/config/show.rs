@@ -25,7 +25,7 @@ pub(super) fn show(draft: &Draft) -> String {
     for (section, value) in &table {
         let Value::Table(inner) = value else { continue };
         match section.as_str() {
-            "accounts" | "streams" => {
+            "accounts" | "consumers" | "streams" => {
                 for (name, entry) in inner {
                     page.section(&KeyPath::of(&[section, name]), entry);
                 }

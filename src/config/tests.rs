@@ -267,7 +267,6 @@ fn every_proxy_address_trusted_is_a_warning() {
 
 /// Keys that are reserved for later versions.
 const LATER: &[(&str, &str)] = &[
-    ("[consumers.wallboard]\nstreams = [\"queues\"]\n", "consumers"),
     ("[redaction]\nkey = { env = \"X\" }\n", "redaction"),
     ("[sinks.wfm]\nkind = \"webhook\"\n", "sinks"),
     ("[http]\ntls = {}\n", "http.tls"),

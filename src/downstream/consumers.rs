@@ -43,7 +43,7 @@ const ATTEMPTS_MAX: usize = 50;
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// The streams in which the consumer is created at the start, with the next new entry as its first.
-    #[schemars(with = "Vec<String>", length(min = 1))]
+    #[schemars(with = "Vec<String>", extend("items" = { "type": "string", "format": "name" }))]
     pub streams: Vec<StreamName>,
     /// Time without a reader or an acknowledgement after which the consumer is reported, and later deleted.
     #[serde(default = "expires_default", with = "Span")]

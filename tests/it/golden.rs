@@ -53,6 +53,7 @@ async fn the_metrics_page_matches_the_golden_file() {
     let relay = Relay::of(plan.and_topics("queues", &["v2.users.*.presence"])).await;
     platform.emit(1);
     relay.expect_log("1").await;
+    relay.page(&format!("/v1/streams/{}/events?consumer=billing-page", relay.name())).await;
     let page = relay.get("/metrics").await.text().await.unwrap();
     let own = ["calls-page", "queues-page", "acme-page"].map(|name| format!("\"{name}\""));
     let others = |line: &&str| {

@@ -5,6 +5,7 @@
 
 pub(crate) mod child;
 mod commands;
+mod consumers;
 mod descriptors;
 mod disk;
 mod disk_errors;
