@@ -6,7 +6,11 @@
 mod reader;
 mod survey;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
@@ -23,7 +27,10 @@ use crate::{
     protocol::consumer::{Acknowledgement, ConsumerExpiry, ConsumerRecord, is_superseded},
     store::{AppendError, ReadError, Store},
     tasks::{TaskResult, Tasks},
-    telemetry::chain,
+    telemetry::{
+        chain,
+        metrics::{ConsumerMetrics, consumer_removed},
+    },
 };
 
 /// How often the claims of this replica's readers are compared with the store.
@@ -121,6 +128,8 @@ struct ConsumersShared {
     configured: BTreeMap<ConsumerName, Settings>,
     /// The readers of this process, one for each consumer.
     readers: Mutex<BTreeMap<ConsumerName, OpenReader>>,
+    /// The consumers and streams that have metrics. The survey removes those of deleted consumers.
+    metered: Mutex<BTreeSet<(ConsumerName, StreamName)>>,
 }
 
 #[derive(Debug, Clone)]
@@ -137,8 +146,8 @@ impl Consumers {
         configured: BTreeMap<ConsumerName, Settings>,
         tasks: &mut Tasks,
     ) -> Self {
-        let consumers =
-            Self { shared: Arc::new(ConsumersShared { store, logs, configured, readers: Mutex::default() }) };
+        let (readers, metered) = (Mutex::default(), Mutex::default());
+        let consumers = Self { shared: Arc::new(ConsumersShared { store, logs, configured, readers, metered }) };
         tasks.start("claims of consumers", consumers.clone().watch_claims(tasks.stop()));
         tasks.start("survey of consumers", survey::run(consumers.clone(), tasks.stop()));
         consumers
@@ -287,6 +296,24 @@ impl Consumers {
         self.shared.logs.iter().map(|(stream, _)| stream)
     }
 
+    /// The metrics of a consumer in a stream.
+    fn metrics(&self, consumer: &ConsumerName, stream: &StreamName) -> ConsumerMetrics {
+        self.shared.metered.lock().insert((consumer.clone(), stream.clone()));
+        ConsumerMetrics::new(consumer, stream)
+    }
+
+    /// Removes the metrics of consumers for which `exists` is false and which have no reader here.
+    fn remove_metrics(&self, exists: impl Fn(&(ConsumerName, StreamName)) -> bool) {
+        let readers = self.shared.readers.lock();
+        self.shared.metered.lock().retain(|key| {
+            let stays = exists(key) || readers.contains_key(&key.0);
+            if !stays {
+                consumer_removed(&key.0, &key.1);
+            }
+            stays
+        });
+    }
+
     /// Ends the reader of this process.
     fn end_reader(&self, consumer: &ConsumerName) {
         if let Some(open) = self.shared.readers.lock().remove(consumer) {
@@ -306,7 +333,8 @@ impl Consumers {
 
     /// Compares the claims of the readers with the store until the stop signal, and records the use of their consumers.
     async fn watch_claims(self, stop: CancellationToken) -> TaskResult {
-        let mut ticks = interval(CLAIM_INTERVAL);
+        let is_shared = self.shared.store.is_shared();
+        let mut ticks = interval(if is_shared { CLAIM_INTERVAL } else { USE_INTERVAL });
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut use_at = clock::now();
         loop {
@@ -319,9 +347,7 @@ impl Consumers {
             if uses {
                 use_at = clock::now() + USE_INTERVAL;
             }
-            if uses || self.shared.store.is_shared() {
-                self.check_claims(uses).await;
-            }
+            self.check_claims(uses).await;
         }
     }
 

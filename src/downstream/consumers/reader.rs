@@ -37,7 +37,7 @@ impl ConsumerReader {
         superseded: CancellationToken,
         streams: Vec<StreamName>,
     ) -> Self {
-        let metrics = streams.iter().map(|stream| ConsumerMetrics::new(&name, stream)).collect();
+        let metrics = streams.iter().map(|stream| consumers.metrics(&name, stream)).collect();
         Self { consumers, name, claim, superseded, streams, metrics }
     }
 

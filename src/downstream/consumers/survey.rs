@@ -16,10 +16,7 @@ use crate::{
     protocol::consumer::{ConsumerExpiry, ConsumerRecord},
     store::ReadError,
     tasks::TaskResult,
-    telemetry::{
-        chain,
-        metrics::{ConsumerMetrics, consumer_removed},
-    },
+    telemetry::{chain, metrics::ConsumerMetrics},
 };
 
 /// The interval of the survey.
@@ -103,17 +100,13 @@ impl Survey {
             for (consumer, cursor) in consumers.shared.store.cursors(stream).await? {
                 let key = (consumer, stream.clone());
                 let known = former.remove(&key);
-                let mut progress = known.unwrap_or_else(|| SurveyedProgress {
-                    metrics: ConsumerMetrics::new(&key.0, stream),
-                    oldest: None,
-                });
+                let mut progress = known
+                    .unwrap_or_else(|| SurveyedProgress { metrics: consumers.metrics(&key.0, stream), oldest: None });
                 progress.measure(log, cursor).await?;
                 self.progress.insert(key, progress);
             }
         }
-        for (consumer, stream) in former.keys() {
-            consumer_removed(consumer, stream);
-        }
+        consumers.remove_metrics(|key| self.progress.contains_key(key));
         Ok(())
     }
 }

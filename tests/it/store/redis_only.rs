@@ -7,7 +7,7 @@ use trunkline::{
     clock,
     downstream::merged_reader::{MergedReader, ReadItem, ReadStart},
     event_log::{self, EventLogs},
-    model::{CursorValidity, FeedId, Offset, Position, Sequence, Source, StreamName},
+    model::{CursorValidity, Epoch, FeedId, Mark, Offset, Position, Sequence, Source, StreamName},
     store::{
         Append, AppendError, Retention, Store,
         redis::{Durability, RedisStore, connection::RedisConnection},
@@ -532,6 +532,23 @@ async fn the_permissions_of_the_shipped_configuration_are_enough() {
     assert_eq!(log.entries().await, [1, 2, 3]);
     let keys: Vec<String> = server.connection().run(cmd("KEYS").arg("*")).await.unwrap();
     assert!(keys.iter().all(|key| key.starts_with("{trunkline:queues}:")), "{keys:?}");
+}
+
+#[tokio::test]
+async fn the_permissions_of_the_shipped_configuration_are_enough_for_durable_consumers() {
+    let server = RedisServer::volatile();
+    grant(&server, &documented_rules()).await;
+    let store = Store::Redis(as_user(&server, Durability::Written));
+    let (billing, queues) = ("billing".parse().unwrap(), "queues".parse().unwrap());
+    let record = store.claim_consumer(&billing, clock::wall()).await.unwrap();
+    let mark = Mark { epoch: Epoch(7), offset: Offset(4) };
+    assert!(store.move_cursor(&billing, &queues, None, mark).await.unwrap());
+    assert_eq!(store.consumers().await.unwrap().get(&billing), Some(&record));
+    assert_eq!(store.cursors(&queues).await.unwrap().get(&billing), Some(&mark));
+    assert!(store.delete_consumer(&billing, Some(record), [&queues].into_iter()).await.unwrap());
+    assert_eq!(store.cursor(&billing, &queues).await.unwrap(), None);
+    let refused: Vec<redis::Value> = server.connection().run(cmd("ACL").arg("LOG")).await.unwrap();
+    assert!(refused.is_empty(), "{refused:?}");
 }
 
 #[tokio::test]

@@ -265,6 +265,18 @@ async fn metrics_show_what_a_consumer_received_and_its_lag() {
             page.lines().find_map(|line| line.strip_prefix(&lag)).map(|value| value.parse().unwrap());
         if expected.iter().all(|line| page.lines().any(|found| found == line)) && lag.is_some_and(|lag| lag > 0.0) {
             drop(reader);
+            TestHttpClient::send(&relay.authority, "DELETE", "/v1/consumers/metered", &[]).await;
+            return metrics_are_gone(relay, series).await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{}", crate::telemetry::metrics::page());
+}
+
+/// Waits until a deleted consumer has no series.
+async fn metrics_are_gone(relay: RelayFixture, series: &str) {
+    for _ in 0..2_000 {
+        if !crate::telemetry::metrics::page().contains(series) {
             return relay.drain().await;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
