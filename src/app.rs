@@ -114,11 +114,10 @@ impl App {
         let tokens = start_accounts(&config, sharing.as_ref(), &mut accounts)?;
         let (replica, leases) = join(&config, &store, &mut replicas);
         let streams = start_streams(&config, &logs, &tokens, leases, &mut upstream).await?;
-        let live = streams.clone();
         let durable = Consumers::start(store.clone(), logs.clone(), config.consumers.clone(), &mut downstream);
         let access = start_access(&config, &store, connections.consumers, &mut downstream).await?;
-        let is_live = move |stream: &StreamName| live.is_live(stream);
-        server.with_access(access.clone()).serve(logs.clone(), durable, is_live);
+        let live = streams.clone();
+        server.with_access(access.clone()).serve(logs.clone(), durable, move |stream| live.is_live(stream));
         let readiness = Readiness::default();
         let parts = admin::AdminContext {
             access,
@@ -132,14 +131,13 @@ impl App {
         };
         admin.serve(parts);
         start_store_maintenance(&store, &mut operators);
-        let admin = operators;
         Ok(Self {
             replica,
             replicas,
             accounts,
             upstream,
             downstream,
-            admin,
+            admin: operators,
             logs,
             store,
             streams,
