@@ -241,7 +241,7 @@ pub fn flagged_addresses(count: usize) {
 
 /// Creates the series whose labels do not depend on the configuration.
 pub fn register_series() {
-    for reason in CLOSE_REASONS.into_iter().chain(CloseReason::ALL.map(CloseReason::as_str)) {
+    for reason in CLOSE_REASONS.into_iter().chain(CloseReason::ALL.iter().map(|reason| reason.as_str())) {
         METRICS.closed.with_label_values(&[reason]);
     }
     for reason in AUTH_FAILURES {

@@ -217,12 +217,12 @@ impl StreamReporter {
             StreamReport::Shed(count) => self.shed(count),
             StreamReport::RotationStarted(trigger) => debug!(trigger = trigger.as_str(), "rotation started"),
             StreamReport::RotationFailed { trigger, failure } => {
-                self.metrics.rotated(trigger.as_str(), false);
+                self.metrics.rotated(trigger, false);
                 self.set_error(StreamErrorKind::Rotation, failure.to_string());
                 warn!(trigger = trigger.as_str(), error = %failure, "rotation failed; the old session stays in use");
             }
             StreamReport::Rotated { trigger, silence } => {
-                self.metrics.rotated(trigger.as_str(), true);
+                self.metrics.rotated(trigger, true);
                 self.metrics.observe_rotation_silence(silence);
                 self.clear_error(StreamErrorKind::Rotation);
                 self.with(|stats| stats.rotations += 1);
@@ -289,7 +289,7 @@ impl StreamReporter {
         self.clear_error(StreamErrorKind::Rotation);
         if self.should_log(|throttle| &mut throttle.lost) {
             let retry_ms = retry_in.map(|delay| delay.as_millis());
-            info!(error = %failure, class, retry_ms, "connection lost");
+            info!(error = %failure, class = class.as_str(), retry_ms, "connection lost");
         }
     }
 

@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("clock", &["model"]),
     ("random", &[]),
     ("tasks", &[]),
-    ("telemetry", &["model", "protocol"]),
+    ("telemetry", &["model", "connector", "protocol"]),
     ("secrets", &["model"]),
     ("store", &["model", "protocol", "clock", "random", "tasks", "telemetry", "secrets"]),
     ("event_log", &["model", "clock", "tasks", "telemetry", "store"]),

@@ -27,7 +27,7 @@ pub use capabilities::{
     Capabilities, Credential, Liveness, Opening, OpeningMessage, OpeningVerdict, Overlap, Probe, Resume, Transport,
 };
 pub use endpoint::{Endpoint, RefusedTopic, TopicState};
-pub use failure::{CloseCode, Failure, PositionDoubt, Verdict};
+pub use failure::{CloseCode, Failure, FailureClass, PositionDoubt, Verdict};
 pub use frame::{Frame, Item, Notice};
 pub use guarantee::{DeliveryTerms, Guarantee};
 pub use poll::{PollAnswer, PollCursor, PollExchange, PollStep};
@@ -265,7 +265,7 @@ impl Connector {
     }
 
     /// The `class` label of a lost session in the metrics.
-    pub fn failure_class(&self, failure: &Failure) -> &'static str {
+    pub fn failure_class(&self, failure: &Failure) -> FailureClass {
         failure.class(self.dialect().close_codes())
     }
 
@@ -321,7 +321,7 @@ mod tests {
         for (code, verdict, class) in table {
             let failure = Failure::Closed { code, reason: String::new() };
             assert_eq!(
-                (sequenced().classify(&failure), sequenced().failure_class(&failure)),
+                (sequenced().classify(&failure), sequenced().failure_class(&failure).as_str()),
                 (verdict, class),
                 "{code}"
             );
@@ -368,7 +368,7 @@ mod tests {
     fn an_incomplete_frame_is_retried_and_its_message_has_the_timeout() {
         let failure = Failure::Unfinished { within: Duration::from_secs(30) };
         assert_eq!(
-            (sequenced().classify(&failure), sequenced().failure_class(&failure)),
+            (sequenced().classify(&failure), sequenced().failure_class(&failure).as_str()),
             (Verdict::BackOff, "protocol")
         );
         assert_eq!(failure.to_string(), "a message not complete in 30 s");

@@ -6,13 +6,12 @@ use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, I
 
 use super::{METRICS, counter_vec, gauge_vec, histogram_vec};
 use crate::{
+    connector::FailureClass,
     model::{GapReason, StreamName},
-    protocol::stream::StreamState,
+    protocol::stream::{StreamState, Trigger},
 };
 
-const ROTATION_TRIGGERS: [&str; 7] = ["token", "notice", "channel-end", "revoked", "operator", "gap", "drain"];
 const ROTATION_OUTCOMES: [&str; 2] = ["completed", "failed"];
-const NETWORK_CLASSES: [&str; 6] = ["network", "silence", "restart", "clean", "protocol", "refused"];
 const SNAPSHOT_OUTCOMES: [&str; 2] = ["taken", "failed"];
 const TOPIC_STATES: [&str; 3] = ["subscribed", "refused", "unserved"];
 
@@ -112,16 +111,16 @@ impl StreamMetrics {
         for reason in GapReason::ALL {
             m.gaps.with_label_values(&[name.as_str(), reason.as_str()]);
         }
-        for trigger in ROTATION_TRIGGERS {
+        for trigger in Trigger::ALL {
             for outcome in ROTATION_OUTCOMES {
-                m.rotations.with_label_values(&[name.as_str(), trigger, outcome]);
+                m.rotations.with_label_values(&[name.as_str(), trigger.as_str(), outcome]);
             }
         }
         for state in TOPIC_STATES {
             m.topics.with_label_values(&[name.as_str(), state]);
         }
-        for class in NETWORK_CLASSES {
-            m.reconnects.with_label_values(&[name.as_str(), class]);
+        for class in FailureClass::ALL {
+            m.reconnects.with_label_values(&[name.as_str(), class.as_str()]);
         }
         for outcome in SNAPSHOT_OUTCOMES {
             m.snapshots.with_label_values(&[name.as_str(), outcome]);
@@ -212,17 +211,17 @@ impl StreamMetrics {
         self.shed.inc_by(events);
     }
 
-    pub fn rotated(&self, trigger: &'static str, completed: bool) {
+    pub fn rotated(&self, trigger: Trigger, completed: bool) {
         let outcome = ROTATION_OUTCOMES[usize::from(!completed)];
-        METRICS.streams.rotations.with_label_values(&[self.name.as_str(), trigger, outcome]).inc();
+        METRICS.streams.rotations.with_label_values(&[self.name.as_str(), trigger.as_str(), outcome]).inc();
     }
 
     pub fn observe_rotation_silence(&self, silence: Duration) {
         self.rotation_silence.observe(silence.as_secs_f64());
     }
 
-    pub fn session_lost(&self, class: &'static str) {
-        METRICS.streams.reconnects.with_label_values(&[self.name.as_str(), class]).inc();
+    pub fn session_lost(&self, class: FailureClass) {
+        METRICS.streams.reconnects.with_label_values(&[self.name.as_str(), class.as_str()]).inc();
     }
 
     pub fn set_breaker_open(&self, open: bool) {

@@ -101,6 +101,9 @@ async fn a_real_prometheus_scrapes_every_metric_and_fires_no_alert_while_tokens_
     let site = Site::start_with(settings, &[]).await;
     let relay = RelayProcess::live(&site).await;
     let traffic = site.start_traffic(100);
+    // The metrics of durable consumers exist with the first consumer.
+    let page = format!("{}/v1/streams/calls/events?consumer=audit", relay.consumers);
+    assert!(client().get(page).send().await.unwrap().status().is_success());
     let prometheus = Prometheus::start(&site, &relay.admin).await;
 
     let rotations = "sum(trunkline_stream_rotations_total{outcome=\"completed\",trigger=\"token\"})";

@@ -432,7 +432,7 @@ mod tests {
         }
         let verdict = |code| connector.classify(&Failure::Closed { code, reason: String::new() });
         assert_eq!([4401, 1008, 4001].map(verdict), [Verdict::RefreshToken, Verdict::RefreshToken, Verdict::BackOff]);
-        let class = |code| connector.failure_class(&Failure::Closed { code, reason: String::new() });
+        let class = |code| connector.failure_class(&Failure::Closed { code, reason: String::new() }).as_str();
         assert_eq!([4401, 1008, 4001].map(class), ["refused", "refused", "network"]);
     }
 

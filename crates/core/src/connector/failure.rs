@@ -6,7 +6,7 @@ use super::{
     Notice, RestResponse,
     json::{self, Members},
 };
-use crate::model::{Exchange, StatusMeaning};
+use crate::model::{Exchange, StatusMeaning, labels::labels};
 
 /// Why an attempt or a session failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,12 +93,24 @@ fn verdict_for_close_code(code: u16, of_platform: &[CloseCode]) -> Option<Verdic
 
 impl Verdict {
     /// The `class` label of a close code with this verdict.
-    fn close_class(self) -> &'static str {
+    fn close_class(self) -> FailureClass {
         match self {
-            Self::BackOff => "network",
-            Self::Restarting | Self::WaitFor(_) => "restart",
-            Self::RefreshToken | Self::NewEndpoint | Self::Refused => "refused",
+            Self::BackOff => FailureClass::Network,
+            Self::Restarting | Self::WaitFor(_) => FailureClass::Restart,
+            Self::RefreshToken | Self::NewEndpoint | Self::Refused => FailureClass::Refused,
         }
+    }
+}
+
+labels! {
+    /// The `class` label of a lost session in the metrics.
+    pub enum FailureClass {
+        Network = "network",
+        Silence = "silence",
+        Restart = "restart",
+        Clean = "clean",
+        Protocol = "protocol",
+        Refused = "refused",
     }
 }
 
@@ -201,18 +213,18 @@ impl Failure {
     }
 
     /// The `class` label of a lost session in the metrics. `close_codes`: what the platform adds to RFC 6455.
-    pub(super) fn class(&self, close_codes: &[CloseCode]) -> &'static str {
+    pub(super) fn class(&self, close_codes: &[CloseCode]) -> FailureClass {
         match self {
-            Self::Handshake { .. } | Self::Call { .. } => "refused",
-            Self::Unreachable(_) => "network",
-            Self::Silent => "silence",
-            Self::Oversize | Self::Unfinished { .. } | Self::Unreadable(_) => "protocol",
-            Self::Notice(_) | Self::Unsubscribed { .. } => "refused",
+            Self::Handshake { .. } | Self::Call { .. } => FailureClass::Refused,
+            Self::Unreachable(_) => FailureClass::Network,
+            Self::Silent => FailureClass::Silence,
+            Self::Oversize | Self::Unfinished { .. } | Self::Unreadable(_) => FailureClass::Protocol,
+            Self::Notice(_) | Self::Unsubscribed { .. } => FailureClass::Refused,
             Self::Closed { code, .. } => match (verdict_for_close_code(*code, close_codes), code) {
                 (Some(verdict), _) => verdict.close_class(),
-                (None, 1000) => "clean",
-                (None, 1002 | 1003 | 1007 | 1009 | 1010) => "protocol",
-                (None, _) => "network",
+                (None, 1000) => FailureClass::Clean,
+                (None, 1002 | 1003 | 1007 | 1009 | 1010) => FailureClass::Protocol,
+                (None, _) => FailureClass::Network,
             },
         }
     }

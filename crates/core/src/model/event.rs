@@ -6,7 +6,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use serde::{Deserialize, Serialize};
 
-use super::{Sequence, Timestamp};
+use super::{Sequence, Timestamp, labels::labels};
 
 /// One event before it has an offset. Texts are slices of the received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,42 +48,25 @@ impl Body {
     }
 }
 
-/// Why events are missing from the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum GapReason {
-    /// The position was older than the platform's retention.
-    Retention,
-    /// The platform skipped events although the position was not too old.
-    Jump,
-    /// The platform restarted its numbering.
-    Reset,
-    /// A platform without resume was disconnected.
-    NoReplay,
-    /// Events were dropped at the limit of the buffer.
-    Shed,
-    /// A frame beyond `frame_max`.
-    Oversize,
-    /// The store lost entries, or replaced a damaged database.
-    Store,
-}
-
-impl GapReason {
-    /// All reasons, to register their metrics at start.
-    pub const ALL: [Self; 7] =
-        [Self::Retention, Self::Jump, Self::Reset, Self::NoReplay, Self::Shed, Self::Oversize, Self::Store];
-
-    /// The value in gap entries and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Retention => "retention",
-            Self::Jump => "jump",
-            Self::Reset => "reset",
-            Self::NoReplay => "no-replay",
-            Self::Shed => "shed",
-            Self::Oversize => "oversize",
-            Self::Store => "store",
-        }
+labels! {
+    /// Why events are missing from the log.
+    #[derive(PartialOrd, Ord, Hash, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum GapReason {
+        /// The position was older than the platform's retention.
+        Retention = "retention",
+        /// The platform skipped events although the position was not too old.
+        Jump = "jump",
+        /// The platform restarted its numbering.
+        Reset = "reset",
+        /// A platform without resume was disconnected.
+        NoReplay = "no-replay",
+        /// Events were dropped at the limit of the buffer.
+        Shed = "shed",
+        /// A frame beyond `frame_max`.
+        Oversize = "oversize",
+        /// The store lost entries, or replaced a damaged database.
+        Store = "store",
     }
 }
 

@@ -2,57 +2,32 @@
 
 use std::time::{Duration, Instant};
 
+use crate::model::labels::labels;
+
 /// The warning is sent this long before the token expires.
 const WARNING_LEAD: Duration = Duration::from_secs(300);
 /// A token that lives shorter than [`WARNING_LEAD`] has its warning when this part of its life is left.
 const WARNING_PART: u32 = 10;
 
-/// Why the daemon ends a consumer's session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CloseReason {
-    /// The token expired and was not renewed.
-    TokenExpired,
-    /// The token of an authentication or renewal is invalid, or does not cover the streams of the session.
-    TokenInvalid,
-    /// An operator ended the session, or refused its subject.
-    Revoked,
-    /// No token arrived in time after an upgrade without credentials.
-    AuthTimeout,
-    /// A renewal had a token of another subject.
-    SubjectChanged,
-    /// A limit of the subject is reached.
-    Limit,
-    /// A newer connection reads for the same durable consumer.
-    Superseded,
-    /// No activity for `idle_max`.
-    Idle,
-}
-
-impl CloseReason {
-    /// All reasons, to register their metrics at start.
-    pub const ALL: [Self; 8] = [
-        Self::TokenExpired,
-        Self::TokenInvalid,
-        Self::Revoked,
-        Self::AuthTimeout,
-        Self::SubjectChanged,
-        Self::Limit,
-        Self::Superseded,
-        Self::Idle,
-    ];
-
-    /// The reason in a close frame with code 1008, and the label in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::TokenExpired => "token_expired",
-            Self::TokenInvalid => "token_invalid",
-            Self::Revoked => "revoked",
-            Self::AuthTimeout => "auth_timeout",
-            Self::SubjectChanged => "subject_changed",
-            Self::Limit => "limit",
-            Self::Superseded => "superseded",
-            Self::Idle => "idle",
-        }
+labels! {
+    /// Why the daemon ends a consumer's session: the reason in a close frame with code 1008.
+    pub enum CloseReason {
+        /// The token expired and was not renewed.
+        TokenExpired = "token_expired",
+        /// The token of an authentication or renewal is invalid, or does not cover the streams of the session.
+        TokenInvalid = "token_invalid",
+        /// An operator ended the session, or refused its subject.
+        Revoked = "revoked",
+        /// No token arrived in time after an upgrade without credentials.
+        AuthTimeout = "auth_timeout",
+        /// A renewal had a token of another subject.
+        SubjectChanged = "subject_changed",
+        /// A limit of the subject is reached.
+        Limit = "limit",
+        /// A newer connection reads for the same durable consumer.
+        Superseded = "superseded",
+        /// No activity for `idle_max`.
+        Idle = "idle",
     }
 }
 
@@ -235,7 +210,7 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_name_of_its_own() {
-        let names: std::collections::BTreeSet<_> = CloseReason::ALL.map(CloseReason::as_str).into_iter().collect();
+        let names: std::collections::BTreeSet<_> = CloseReason::ALL.iter().map(|reason| reason.as_str()).collect();
         assert_eq!(names.len(), CloseReason::ALL.len());
     }
 }

@@ -8,29 +8,16 @@ use crate::{
     protocol::session::{Dial, SessionId},
 };
 
-/// Why a session is replaced as planned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trigger {
-    Token,
-    Notice,
-    ChannelEnd,
-    Revoked,
-    Operator,
-    /// A number is missing. The successor resumes after the last number in order.
-    Gap,
-}
-
-impl Trigger {
-    /// The word in metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Token => "token",
-            Self::Notice => "notice",
-            Self::ChannelEnd => "channel-end",
-            Self::Revoked => "revoked",
-            Self::Operator => "operator",
-            Self::Gap => "gap",
-        }
+labels! {
+    /// Why a session is replaced as planned.
+    pub enum Trigger {
+        Token = "token",
+        Notice = "notice",
+        ChannelEnd = "channel-end",
+        Revoked = "revoked",
+        Operator = "operator",
+        /// A number is missing. The successor resumes after the last number in order.
+        Gap = "gap",
     }
 }
 
