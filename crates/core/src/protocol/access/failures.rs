@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// An address is flagged above this number of failures within [`WINDOW`].
+/// An address is flagged above this number of failures within a minute.
 pub const FLAGGED_ABOVE: u32 = 50;
 /// The time over which failures are counted.
 const WINDOW: Duration = Duration::from_secs(60);
