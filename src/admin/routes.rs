@@ -96,6 +96,9 @@ async fn metrics_page(State(operators): State<Arc<AdminState>>, headers: HeaderM
     let permit = timeout(PAGE_TIMEOUT, Arc::clone(&operators.pages).acquire_owned()).await;
     let permit = permit.ok().and_then(Result::ok).ok_or_else(busy)?;
     let made = spawn_blocking(move || {
+        if let Some(access) = &operators.parts.access {
+            access.update_metrics();
+        }
         for (stream, log) in operators.parts.logs.iter() {
             metrics::subscribers_lag(stream, log.lag_max());
         }

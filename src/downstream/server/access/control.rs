@@ -192,6 +192,11 @@ impl AccessControl {
         drop(ready.wait_for(|ready| *ready).await);
     }
 
+    /// Updates the metrics that change with time alone. Call it before they are read.
+    pub fn update_metrics(&self) {
+        metrics::flagged_addresses(self.shared.failures.lock().flagged(clock::now()));
+    }
+
     /// The open sessions.
     pub fn sessions(&self) -> &ConsumerSessions {
         &self.shared.sessions
@@ -315,11 +320,7 @@ impl AccessControl {
     fn record_failure(&self, error: AccessError, client: IpAddr) {
         let Some(label) = error.label() else { return };
         metrics::authentication_failed(label);
-        let (window, flagged) = {
-            let (mut failures, now) = (self.shared.failures.lock(), clock::now());
-            (failures.record(client, now), failures.flagged(now))
-        };
-        metrics::flagged_addresses(flagged);
+        let window = self.shared.failures.lock().record(client, clock::now());
         if window.newly_flagged {
             let failures = window.count;
             tracing::warn!(%client, failures, "many failed authentications from one address within a minute");
