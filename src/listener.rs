@@ -3,6 +3,7 @@
 //! It rejects HTTP/2, connections beyond the limits in total and per address, a request head that is late or has no host,
 //! and a client that does not read. The router produces the responses.
 
+pub mod bearer;
 pub mod descriptors;
 pub mod forwarded;
 pub mod host;

@@ -2,11 +2,11 @@
 
 use axum::http::{
     HeaderMap, StatusCode,
-    header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{RETRY_AFTER, WWW_AUTHENTICATE},
 };
 
 use crate::{
-    listener::problem::HttpProblem,
+    listener::{bearer::bearer_token, problem::HttpProblem},
     model::{Secret, SecretRef},
     secrets,
     telemetry::chain,
@@ -24,7 +24,7 @@ pub(super) async fn check(expected: Option<&SecretRef>, headers: &HeaderMap) -> 
         HttpProblem::new(StatusCode::SERVICE_UNAVAILABLE, "token-unreadable", "Token unreadable", detail)
             .with(RETRY_AFTER, "5")
     })?;
-    if bearer(headers).is_some_and(|token| token == expected) {
+    if matches!(bearer_token(headers), Ok(Some(token)) if Secret::new(token) == expected) {
         return Ok(());
     }
     let detail = "admin.token is required as a Bearer token, for example by TRUNKLINE_TOKEN for the command line";
@@ -32,16 +32,10 @@ pub(super) async fn check(expected: Option<&SecretRef>, headers: &HeaderMap) -> 
         .with(WWW_AUTHENTICATE, "Bearer realm=\"trunkline-admin\""))
 }
 
-/// The token of the single `Authorization` header.
-fn bearer(headers: &HeaderMap) -> Option<Secret> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let value = values.next().filter(|_| values.next().is_none())?;
-    let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| Secret::new(token.trim()))
-}
-
 #[cfg(test)]
 mod tests {
+    use axum::http::header::AUTHORIZATION;
+
     use super::*;
 
     #[tokio::test]

@@ -5,12 +5,11 @@
 use std::path::PathBuf;
 
 use config::{Map, Value, ValueKind};
-use schemars::generate::SchemaSettings;
 
 use super::{
     Environment,
     finding::{Finding, Findings, KeyPath},
-    schema::without_null,
+    schema::schema,
     secrets,
     source::{self, find, location_of},
     walk::walk,
@@ -50,15 +49,6 @@ pub(super) fn check(tree: &Value, settings: &access::Settings, environment: &Env
         Finding::new(location_of(tree, &path), path, text)
     };
     mistakes.map(finding).collect()
-}
-
-/// The schema of a file with only this section.
-fn schema() -> serde_json::Value {
-    let settings = SchemaSettings::draft2020_12().for_deserialize().with(|settings| settings.inline_subschemas = true);
-    let generator = settings.with_transform(without_null()).into_generator();
-    let section = generator.into_root_schema_for::<access::Settings>().to_value();
-    let http = serde_json::json!({ "type": "object", "properties": { "auth": section } });
-    serde_json::json!({ "type": "object", "properties": { "http": http } })
 }
 
 fn table(key: &str, value: Value) -> Value {

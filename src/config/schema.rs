@@ -13,7 +13,7 @@ pub fn schema() -> Value {
 }
 
 /// Removes null from a schema and all schemas in it.
-pub(super) fn without_null() -> RecursiveTransform<fn(&mut Schema)> {
+fn without_null() -> RecursiveTransform<fn(&mut Schema)> {
     RecursiveTransform(drop_null)
 }
 

@@ -13,6 +13,7 @@ mod position;
 mod query;
 mod read_start;
 pub mod render;
+mod request_body;
 mod routes;
 mod sse;
 mod tickets;

@@ -18,14 +18,15 @@ use prometheus::{
     TextEncoder, histogram_opts, opts,
 };
 
-use crate::{model::StreamName, protocol::access::CloseReason};
+use crate::{
+    model::StreamName,
+    protocol::access::{AuthenticationFailure, CloseReason},
+};
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
 /// Reasons why a subscription ended. A page is not a subscription.
 const CLOSE_REASONS: [&str; 5] = ["draining", "gone", "protocol", "store", "too_slow"];
-/// Reasons of failed authentications.
-const AUTH_FAILURES: [&str; 6] = ["malformed", "missing", "revoked", "ticket", "token_expired", "token_invalid"];
 const TRANSPORTS: [&str; 4] = ["websocket", "sse", "ndjson", "page"];
 const STORE_ERRORS: [&str; 7] = ["full", "fenced", "damaged", "io", "read", "open", "refused"];
 
@@ -228,10 +229,9 @@ pub fn store_failed(reason: &'static str) {
     METRICS.store_errors.with_label_values(&[reason]).inc();
 }
 
-/// Counts a failed authentication. The reason is one of `malformed`, `missing`, `revoked`, `ticket`, `token_expired`,
-/// `token_invalid`.
-pub fn authentication_failed(reason: &'static str) {
-    METRICS.auth_failures.with_label_values(&[reason]).inc();
+/// Counts a failed authentication.
+pub fn authentication_failed(reason: AuthenticationFailure) {
+    METRICS.auth_failures.with_label_values(&[reason.as_str()]).inc();
 }
 
 /// Sets the number of addresses with too many failed authentications.
@@ -244,8 +244,8 @@ pub fn register_series() {
     for reason in CLOSE_REASONS.into_iter().chain(CloseReason::ALL.iter().map(|reason| reason.as_str())) {
         METRICS.closed.with_label_values(&[reason]);
     }
-    for reason in AUTH_FAILURES {
-        METRICS.auth_failures.with_label_values(&[reason]);
+    for reason in AuthenticationFailure::ALL {
+        METRICS.auth_failures.with_label_values(&[reason.as_str()]);
     }
     for reason in STORE_ERRORS {
         METRICS.store_errors.with_label_values(&[reason]);

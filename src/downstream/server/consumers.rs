@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
-    body::{Body, to_bytes},
+    body::Body,
     extract::{Request, State},
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -15,7 +15,7 @@ use super::{
     error::ConsumerRequestError,
     query::{self, LogStartPoint, StartPoint},
     read_start::{self, OnTrimmed},
-    render::TypeFilter,
+    request_body,
     routes::{ConsumerState, EventRead},
 };
 use crate::{
@@ -28,13 +28,8 @@ use crate::{
         json::{APPLICATION_JSON, json_response},
         resource::PathName,
     },
-    model::{BatchView, ConsumerGrant, ConsumerName, Cursor, Mark, StreamName},
+    model::{ConsumerGrant, ConsumerName, Cursor, Mark, StreamName},
 };
-
-/// Maximum bytes of a request body.
-const REQUEST_LEN_MAX: usize = 16 * 1024;
-/// Maximum length of an invalid name quoted in an error.
-const NAME_SHOWN_MAX: usize = 80;
 
 const CURSOR_EXAMPLE: &str = r#"{"stream": "queues", "cursor": "4f2a-17"}"#;
 const SEEK_EXAMPLE: &str =
@@ -149,9 +144,8 @@ fn parse_mark(text: &str, stream: &StreamName) -> Option<Mark> {
 }
 
 async fn read<T: DeserializeOwned>(body: Body, example: &'static str) -> Result<T, ConsumerRequestError> {
-    let invalid = || ConsumerRequestError::ConsumerRequest(example);
-    let body = to_bytes(body, REQUEST_LEN_MAX).await.map_err(|_| invalid())?;
-    serde_json::from_slice(&body).map_err(|_| invalid())
+    let value = request_body::read(body).await.ok().flatten();
+    value.ok_or(ConsumerRequestError::ConsumerRequest(example))
 }
 
 /// The consumer with this name, if the caller may read all its streams.
@@ -161,7 +155,7 @@ async fn permitted(
     grant: Option<&ConsumerGrant>,
 ) -> Result<ConsumerStatus, ConsumerRequestError> {
     let reads_all = grant.is_none_or(ConsumerGrant::reads_all);
-    let invalid = || ConsumerRequestError::InvalidConsumerName(name.chars().take(NAME_SHOWN_MAX).collect());
+    let invalid = || ConsumerRequestError::InvalidConsumerName(query::shown(name));
     let consumer: ConsumerName = name.parse().map_err(|_| invalid())?;
     match state.durable.show(&consumer).await? {
         Some(status) if covers(grant, &status) => Ok(status),
@@ -185,7 +179,7 @@ async fn permitted_in(
 }
 
 fn covers(grant: Option<&ConsumerGrant>, consumer: &ConsumerStatus) -> bool {
-    grant.is_none_or(|grant| permits(grant, &consumer.streams.keys().cloned().collect::<Vec<_>>()))
+    grant.is_none_or(|grant| permits(grant, consumer.streams.keys()))
 }
 
 /// Rejects a caller who would take over a consumer of streams that it may not read.
@@ -224,10 +218,4 @@ pub(super) async fn open(
         reader.start_at(stream, *mark).await?;
     }
     Ok((feed, reader))
-}
-
-/// Counts the entries of these views that match.
-pub(super) fn record_delivery(consumer: &ConsumerReader, lane: usize, views: &[BatchView], kinds: &TypeFilter) {
-    let events = views.iter().flat_map(|view| kinds.runs(view)).map(|run| run.len()).sum();
-    consumer.record_delivery(lane, views, events);
 }

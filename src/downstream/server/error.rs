@@ -15,6 +15,7 @@ use crate::{
     downstream::consumers::ConsumerError,
     listener::{origin::OriginError, problem::HttpProblem},
     model::{Mark, StreamName},
+    protocol::access::CloseReason,
     store::ReadError,
     telemetry::chain,
 };
@@ -196,7 +197,7 @@ fn access_problem(error: AccessError) -> HttpProblem {
             .with(WWW_AUTHENTICATE, CHALLENGE),
         AccessError::Credential(_) => plain(StatusCode::BAD_REQUEST, "invalid-credentials", "Invalid credentials"),
         AccessError::Token(token) if token.is_temporary() => busy("keys-unavailable"),
-        AccessError::Token(token) if token.reason() == "token_expired" => invalid("token-expired"),
+        AccessError::Token(token) if token.reason() == CloseReason::TokenExpired => invalid("token-expired"),
         AccessError::Token(_) | AccessError::Filter => invalid("token-invalid"),
         AccessError::Ticket => invalid("ticket-invalid"),
         AccessError::Bound => invalid("client-changed"),

@@ -11,7 +11,7 @@ use super::{
     render::{self, TypeFilter},
 };
 use crate::{
-    downstream::merged_reader::MergedReader,
+    downstream::{consumers::ConsumerReader, merged_reader::MergedReader},
     event_log::EntryRange,
     model::{Batch, BatchView, Epoch, Mark, Offset, Rendering},
     store::ReadError,
@@ -73,9 +73,10 @@ impl OutgoingBatch {
         copies: CopyKind,
         kinds: &TypeFilter,
         subscriber: &metrics::SubscriberMetrics,
+        consumer: Option<&ConsumerReader>,
         positions: &mut Option<Box<PositionReporter>>,
     ) -> Self {
-        let mut runs = VecDeque::with_capacity(views.len());
+        let (mut runs, mut total) = (VecDeque::with_capacity(views.len()), 0);
         for view in &views {
             let (mut count, mut end) = (0, None);
             for run in kinds.runs(view) {
@@ -83,10 +84,14 @@ impl OutgoingBatch {
                 end = Some(run.end);
                 runs.push_back(OffsetRun::of(&view.batch, &run));
             }
-            subscriber.delivered(count);
+            total += count;
             if let Some(positions) = positions {
                 positions.on_view(view, end);
             }
+        }
+        subscriber.delivered(total);
+        if let Some(consumer) = consumer {
+            consumer.record_delivery(lane, &views, total);
         }
         let (bytes, entries) = views
             .iter()

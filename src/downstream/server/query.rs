@@ -222,7 +222,7 @@ fn flag(text: &str) -> Result<bool, QueryError> {
     text.parse().map_err(|_| QueryError::Positions(shown(text)))
 }
 
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars().take(SHOWN_MAX).collect()
 }
 

@@ -150,14 +150,9 @@ async fn events_of_one(
     PathName(name): PathName,
     request: Request,
 ) -> Result<Response, ConsumerRequestError> {
-    let stream = name
-        .parse()
-        .map_err(|_| ConsumerRequestError::InvalidStreamName(name.chars().take(NAME_SHOWN_MAX).collect()))?;
+    let stream = name.parse().map_err(|_| ConsumerRequestError::InvalidStreamName(query::shown(&name)))?;
     consumers.events(&request.into_parts().0, Some(stream)).await
 }
-
-/// Maximum length of an invalid name quoted in an error.
-const NAME_SHOWN_MAX: usize = 80;
 
 async fn events_of_several(
     State(consumers): State<Arc<ConsumerState>>,
@@ -169,20 +164,22 @@ async fn events_of_several(
 impl ConsumerState {
     /// What the caller of a request that is no upgrade may do; none where no authentication is configured.
     pub(super) async fn grant(&self, request: &Parts) -> Result<Option<ConsumerGrant>, ConsumerRequestError> {
-        match self.admit(request, false).await? {
+        match self.admit(request, false, self.client(request).as_ref()).await? {
             None => Ok(None),
             Some(Admission::Granted(grant)) => Ok(Some(grant)),
             Some(Admission::FirstMessage(_)) => Err(AccessError::Missing.into()),
         }
     }
 
-    async fn admit(&self, request: &Parts, is_upgrade: bool) -> Result<Option<Admission>, AccessError> {
-        match &self.access {
+    async fn admit(
+        &self,
+        request: &Parts,
+        is_upgrade: bool,
+        client: Option<&Client>,
+    ) -> Result<Option<Admission>, AccessError> {
+        match self.access.as_ref().zip(client) {
             None => reject_ticket(&request.uri).map(|()| None).map_err(AccessError::from),
-            Some(access) => access
-                .authenticate(request, is_upgrade, &access.client(address(request), &request.headers))
-                .await
-                .map(Some),
+            Some((access, client)) => access.authenticate(request, is_upgrade, client).await.map(Some),
         }
     }
 
@@ -198,12 +195,13 @@ impl ConsumerState {
         stream: Option<StreamName>,
     ) -> Result<Response, ConsumerRequestError> {
         let mode = wanted(&request.method, &request.headers)?;
-        let admission = self.admit(request, mode == DeliveryMode::WebSocket).await?;
+        let client = self.client(request);
+        let admission = self.admit(request, mode == DeliveryMode::WebSocket, client.as_ref()).await?;
         let read = EventRead::of(request, mode, stream)?;
         match admission {
-            Some(Admission::FirstMessage(permit)) => self.upgrade_unauthenticated(request, read, permit),
-            Some(Admission::Granted(grant)) => self.deliver(request, read, mode, Some(grant)).await,
-            None => self.deliver(request, read, mode, None).await,
+            Some(Admission::FirstMessage(permit)) => self.upgrade_unauthenticated(request, read, client, permit),
+            Some(Admission::Granted(grant)) => self.deliver(request, read, mode, Some(grant), client).await,
+            None => self.deliver(request, read, mode, None, client).await,
         }
     }
 
@@ -220,7 +218,7 @@ impl ConsumerState {
         }
         let on_trimmed = if mode == DeliveryMode::Page { OnTrimmed::Reject } else { OnTrimmed::EmitGap };
         if let Some(unknown) = read.streams.iter().find(|stream| self.logs.get(stream).is_none()) {
-            return Err(hide_unknown(ConsumerRequestError::UnknownStream(unknown.clone()), grant.as_ref()));
+            return Err(unknown_stream(unknown, grant.as_ref()));
         }
         let (feed, consumer) = match &read.query.consumer {
             Some(consumer) => {
@@ -249,13 +247,14 @@ impl ConsumerState {
         read: EventRead,
         mode: DeliveryMode,
         grant: Option<ConsumerGrant>,
+        client: Option<Client>,
     ) -> Result<Response, ConsumerRequestError> {
         let opened = self.open(&read, mode, grant, address(request)).await?;
         let EventRead { query, cursors, .. } = read;
         match mode {
             DeliveryMode::WebSocket => {
                 let (handshake, subprotocol) = ws::handshake::accept(request.version, &request.headers)?;
-                let subscription = self.subscription(opened, query, cursors, subprotocol, self.client(request));
+                let subscription = self.subscription(opened, query, cursors, subprotocol, client);
                 let upgrade = UpgradeExtension::new(|socket, early_bytes| ws::run(subscription, socket, early_bytes));
                 Ok((Extension(upgrade), handshake).into_response())
             }
@@ -280,10 +279,11 @@ impl ConsumerState {
         self: &Arc<Self>,
         request: &Parts,
         read: EventRead,
+        client: Option<Client>,
         permit: OwnedSemaphorePermit,
     ) -> Result<Response, ConsumerRequestError> {
         let (handshake, subprotocol) = ws::handshake::accept(request.version, &request.headers)?;
-        let (consumers, client) = (Arc::clone(self), self.client(request));
+        let consumers = Arc::clone(self);
         let upgrade = UpgradeExtension::new(move |socket, early_bytes| async move {
             let mut pending = Box::pin(ws::PendingSocket::open(socket, early_bytes)).await;
             let opened = Box::pin(consumers.authenticate_socket(&mut pending, &read, client.as_ref())).await;
@@ -351,12 +351,11 @@ fn address(request: &Parts) -> IpAddr {
 }
 
 /// A caller who may not read everything does not learn which streams exist.
-fn hide_unknown(error: ConsumerRequestError, grant: Option<&ConsumerGrant>) -> ConsumerRequestError {
-    let is_hidden = grant.is_some_and(|grant| !grant.reads_all());
-    if is_hidden && matches!(error, ConsumerRequestError::UnknownStream(_)) {
-        AccessError::Forbidden.into()
+fn unknown_stream(stream: &StreamName, grant: Option<&ConsumerGrant>) -> ConsumerRequestError {
+    if grant.is_none_or(ConsumerGrant::reads_all) {
+        ConsumerRequestError::UnknownStream(stream.clone())
     } else {
-        error
+        AccessError::Forbidden.into()
     }
 }
 

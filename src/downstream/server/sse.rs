@@ -20,7 +20,6 @@ use super::{
     accept::ResponseForm,
     access::{self, ConsumerSession},
     buffer_pool::{BufferPool, CopyKind},
-    consumers::record_delivery,
     outgoing::{OutgoingBatch, RecallError},
     position::{self, PositionReporter},
     render::{self, PIECE_LEN, TypeFilter},
@@ -256,11 +255,9 @@ impl EndlessResponse {
     fn begin(&mut self, due: ReadItem) {
         match due {
             ReadItem::Entries { lane, views } => {
-                if let Some(consumer) = &self.consumer {
-                    record_delivery(consumer, lane, &views, &self.kinds);
-                }
-                let copies = self.copy_kind();
-                let turn = OutgoingBatch::of(lane, views, copies, &self.kinds, &self.subscriber, &mut self.positions);
+                let (copies, consumer) = (self.copy_kind(), self.consumer.as_deref());
+                let (kinds, subscriber, positions) = (&self.kinds, &self.subscriber, &mut self.positions);
+                let turn = OutgoingBatch::of(lane, views, copies, kinds, subscriber, consumer, positions);
                 self.batch = Some(Box::new(turn));
             }
             ReadItem::Trimmed { lane, gap } => {

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    body::to_bytes,
     extract::{Request, State},
     http::StatusCode,
     response::Response,
@@ -14,15 +13,13 @@ use serde_json::json;
 use super::{
     access::{AccessError, TICKET_TTL_MAX},
     error::ConsumerRequestError,
+    request_body,
     routes::ConsumerState,
 };
 use crate::{
     listener::json::{APPLICATION_JSON, json_response},
     model::{ConsumerGrant, Span, StreamPattern},
 };
-
-/// Maximum bytes of a request for a ticket.
-const REQUEST_LEN_MAX: usize = 16 * 1024;
 
 /// The body of the request. Both keys are optional.
 #[derive(Debug, Default, Deserialize)]
@@ -40,20 +37,13 @@ pub(super) async fn issue(
     let (parts, body) = request.into_parts();
     let Some(access) = &consumers.access else { return Err(ConsumerRequestError::NoAuthentication) };
     let grant = consumers.grant(&parts).await?.ok_or(AccessError::Missing)?;
-    let body = to_bytes(body, REQUEST_LEN_MAX).await.map_err(|_| ConsumerRequestError::TicketRequest)?;
-    let request = read(&body)?;
+    let request = request_body::read::<TicketRequest>(body).await.map_err(|_| ConsumerRequestError::TicketRequest)?;
+    let request = request.unwrap_or_default();
     let (grant, ttl) = (narrowed(grant, request.streams)?, lifetime(request.ttl.as_deref())?);
     let client = consumers.client(&parts).ok_or(AccessError::Missing)?;
     let ticket = access.issue_ticket(&grant, &client, ttl).await?;
     let issued = json!({ "ticket": ticket.expose(), "expires_in": ttl.as_secs() });
     Ok(json_response(StatusCode::CREATED, APPLICATION_JSON, &issued))
-}
-
-fn read(body: &[u8]) -> Result<TicketRequest, ConsumerRequestError> {
-    if body.is_empty() {
-        return Ok(TicketRequest::default());
-    }
-    serde_json::from_slice(body).map_err(|_| ConsumerRequestError::TicketRequest)
 }
 
 /// The grant with these streams only. The caller must have each of them.

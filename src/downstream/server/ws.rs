@@ -219,11 +219,9 @@ impl WsConnection {
         match due {
             ReadItem::Entries { lane, views } => {
                 self.record_delivery(&views)?;
-                if let Some(consumer) = &self.consumer {
-                    consumer.record_delivery(lane, &views, &self.kinds);
-                }
                 let (kinds, subscriber, positions) = (&self.kinds, &self.subscriber, &mut self.positions);
-                let turn = OutgoingBatch::of(lane, views, CopyKind::WithFrames, kinds, subscriber, positions);
+                let consumer = self.consumer.as_ref().map(|consumer| consumer.reader());
+                let turn = OutgoingBatch::of(lane, views, CopyKind::WithFrames, kinds, subscriber, consumer, positions);
                 self.send_batch(turn).await?;
             }
             ReadItem::Trimmed { lane, gap } => {

@@ -11,7 +11,7 @@ mod limits;
 mod revocations;
 
 pub use bindings::{ClientOrigin, TokenBindings, TokenDigest};
-pub use failures::{FLAGGED_ABOVE, FailureCounter, FailureWindow};
+pub use failures::{AuthenticationFailure, FLAGGED_ABOVE, FailureCounter, FailureWindow};
 pub use lifetime::{AccessLifetime, AccessMessage, CloseReason, Renewal};
 pub use limits::{ByteBudget, LimitExceeded, SubjectLimits, SubjectUsage};
 pub use revocations::Revocations;

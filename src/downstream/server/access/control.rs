@@ -20,7 +20,9 @@ use super::{
 use crate::{
     clock,
     model::{ConsumerGrant, Revocation, RevocationTarget, Secret, StreamName, Timestamp},
-    protocol::access::{ClientOrigin, CloseReason, FailureCounter, LimitExceeded, TokenBindings, TokenDigest},
+    protocol::access::{
+        AuthenticationFailure, ClientOrigin, CloseReason, FailureCounter, LimitExceeded, TokenBindings, TokenDigest,
+    },
     random,
     store::{AppendError, Store},
     tasks::Tasks,
@@ -112,16 +114,18 @@ pub(in crate::downstream::server) enum AccessError {
 }
 
 impl AccessError {
-    /// The label of a failed authentication; none for an error that is no failed authentication.
-    fn label(self) -> Option<&'static str> {
+    /// The failed authentication; none for an error that is none.
+    fn failure(self) -> Option<AuthenticationFailure> {
         match self {
-            Self::Missing => Some("missing"),
-            Self::Credential(_) => Some("malformed"),
+            Self::Missing => Some(AuthenticationFailure::Missing),
+            Self::Credential(_) => Some(AuthenticationFailure::Malformed),
             Self::Token(error) if error.is_temporary() => None,
-            Self::Token(error) => Some(error.reason()),
-            Self::Filter | Self::Bound => Some("token_invalid"),
-            Self::Ticket => Some("ticket"),
-            Self::Revoked => Some("revoked"),
+            Self::Token(error) if error.reason() == CloseReason::TokenExpired => {
+                Some(AuthenticationFailure::TokenExpired)
+            }
+            Self::Token(_) | Self::Filter | Self::Bound => Some(AuthenticationFailure::TokenInvalid),
+            Self::Ticket => Some(AuthenticationFailure::Ticket),
+            Self::Revoked => Some(AuthenticationFailure::Revoked),
             Self::Forbidden | Self::Limit(_) | Self::Busy | Self::Unavailable => None,
         }
     }
@@ -129,12 +133,11 @@ impl AccessError {
     /// The reason of the close frame where a WebSocket is open already.
     pub(in crate::downstream::server) fn close_reason(self) -> CloseReason {
         match self {
-            Self::Token(error) if error.reason() == CloseReason::TokenExpired.as_str() => CloseReason::TokenExpired,
+            Self::Token(error) => error.reason(),
             Self::Revoked => CloseReason::Revoked,
             Self::Limit(_) => CloseReason::Limit,
             Self::Missing
             | Self::Credential(_)
-            | Self::Token(_)
             | Self::Filter
             | Self::Ticket
             | Self::Bound
@@ -186,6 +189,7 @@ impl AccessControl {
     }
 
     /// Waits until the revocations are read for the first time. Until then no request has access.
+    #[cfg(test)]
     pub async fn wait_until_ready(&self) {
         let mut ready = self.shared.ready.clone();
         // An error means that the process stops.
@@ -318,8 +322,8 @@ impl AccessControl {
     }
 
     fn record_failure(&self, error: AccessError, client: IpAddr) {
-        let Some(label) = error.label() else { return };
-        metrics::authentication_failed(label);
+        let Some(failure) = error.failure() else { return };
+        metrics::authentication_failed(failure);
         let window = self.shared.failures.lock().record(client, clock::now());
         if window.newly_flagged {
             let failures = window.count;
@@ -393,6 +397,9 @@ impl TicketGrant {
 }
 
 /// Whether a grant permits all of these streams.
-pub(in crate::downstream::server) fn permits(grant: &ConsumerGrant, streams: &[StreamName]) -> bool {
-    streams.iter().all(|stream| grant.may_read(stream))
+pub(in crate::downstream::server) fn permits<'a>(
+    grant: &ConsumerGrant,
+    streams: impl IntoIterator<Item = &'a StreamName>,
+) -> bool {
+    streams.into_iter().all(|stream| grant.may_read(stream))
 }

@@ -5,10 +5,10 @@
 use axum::extract::Query as Pairs;
 use hyper::{
     HeaderMap, Uri,
-    header::{AUTHORIZATION, COOKIE, ORIGIN},
+    header::{COOKIE, ORIGIN},
 };
 
-use crate::model::Secret;
+use crate::{listener::bearer::bearer_token, model::Secret};
 
 /// How a request authenticates.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,12 +100,9 @@ fn is_jwt(text: &str) -> bool {
 }
 
 fn bearer(headers: &HeaderMap) -> Result<Option<Secret>, ClientCredentialError> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    let text = value.to_str().ok().filter(|_| values.next().is_none()).ok_or(ClientCredentialError::Authorization)?;
-    let (scheme, token) = text.trim().split_once(' ').ok_or(ClientCredentialError::Authorization)?;
-    let token = token.trim();
-    let is_valid = scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && !token.contains([' ', ',']);
+    let malformed = |_| ClientCredentialError::Authorization;
+    let Some(token) = bearer_token(headers).map_err(malformed)? else { return Ok(None) };
+    let is_valid = !token.is_empty() && !token.contains([' ', ',']);
     is_valid.then(|| Some(Secret::new(token))).ok_or(ClientCredentialError::Authorization)
 }
 

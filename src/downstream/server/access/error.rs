@@ -1,7 +1,7 @@
 //! Why a token is rejected, and why the keys cannot be used. No error contains a token, a part of one, or a key.
 
 use super::VerificationKeyError;
-use crate::{model::ClaimError, network::ConnectError, secrets::SecretError};
+use crate::{model::ClaimError, network::ConnectError, protocol::access::CloseReason, secrets::SecretError};
 
 /// Why a token gives no access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -47,9 +47,9 @@ impl TokenError {
     ];
 
     /// The stable reason for clients: `token_expired` or `token_invalid`.
-    pub fn reason(self) -> &'static str {
+    pub fn reason(self) -> CloseReason {
         match self {
-            Self::Claims(ClaimError::Expired) => "token_expired",
+            Self::Claims(ClaimError::Expired) => CloseReason::TokenExpired,
             Self::TooLong
             | Self::Malformed
             | Self::Header(_)
@@ -65,7 +65,7 @@ impl TokenError {
                 | ClaimError::Issuer
                 | ClaimError::Audience
                 | ClaimError::NotYetValid,
-            ) => "token_invalid",
+            ) => CloseReason::TokenInvalid,
         }
     }
 
@@ -124,7 +124,7 @@ mod tests {
             (TokenError::Claims(ClaimError::NotYetValid), "token_invalid"),
             (TokenError::Signature, "token_invalid"),
         ] {
-            assert_eq!(error.reason(), reason);
+            assert_eq!(error.reason().as_str(), reason);
         }
     }
 

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::{Sleep, sleep_until};
 
+use super::control::permits;
 use crate::{
     clock,
     model::{ConsumerGrant, RevocationTarget, StreamName, Subject, Timestamp},
@@ -250,7 +251,7 @@ impl ConsumerSession {
         let renewal = Renewal {
             subject: grant.subject.as_str(),
             remaining: grant.expires_at.since(clock::wall()),
-            covers_streams: self.entry.streams.iter().all(|stream| grant.may_read(stream)),
+            covers_streams: permits(grant, &self.entry.streams),
         };
         self.lifetime.renew(renewal, clock::now())?;
         self.reset_timer();

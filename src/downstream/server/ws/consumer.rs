@@ -15,11 +15,8 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{CLOSE_TIMEOUT, CloseCause, WsConnection};
 use crate::{
-    downstream::{
-        consumers::{ConsumerError, ConsumerReader},
-        server::{consumers::record_delivery, render::TypeFilter},
-    },
-    model::{BatchView, Cursor, Mark, StreamName},
+    downstream::consumers::{ConsumerError, ConsumerReader},
+    model::{Cursor, Mark, StreamName},
     protocol::access::CloseReason,
     store::ReadError,
     telemetry::chain,
@@ -62,8 +59,8 @@ impl WsConsumer {
         Ok(())
     }
 
-    pub(super) fn record_delivery(&self, lane: usize, views: &[BatchView], kinds: &TypeFilter) {
-        record_delivery(&self.reader, lane, views, kinds);
+    pub(super) fn reader(&self) -> &ConsumerReader {
+        &self.reader
     }
 
     /// Why the connection ends. Applies acknowledgements meanwhile.

@@ -6,6 +6,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::model::labels::labels;
+
+labels! {
+    /// Why an authentication failed, for the metrics.
+    pub enum AuthenticationFailure {
+        /// The credential is in a wrong place or form.
+        Malformed = "malformed",
+        Missing = "missing",
+        Revoked = "revoked",
+        /// The ticket is unknown, expired or used.
+        Ticket = "ticket",
+        TokenExpired = "token_expired",
+        TokenInvalid = "token_invalid",
+    }
+}
+
 /// An address is flagged above this number of failures within a minute.
 pub const FLAGGED_ABOVE: u32 = 50;
 /// The time over which failures are counted.
@@ -54,7 +70,8 @@ impl FailureCounter {
     }
 
     /// Whether an address has too many failures.
-    pub fn is_flagged(&self, address: IpAddr, now: Instant) -> bool {
+    #[cfg(test)]
+    fn is_flagged(&self, address: IpAddr, now: Instant) -> bool {
         self.counts.get(&network(address)).is_some_and(|failures| failures.is_flagged(now))
     }
 
@@ -65,13 +82,9 @@ impl FailureCounter {
     }
 
     /// The number of addresses in memory.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.counts.len()
-    }
-
-    /// Whether no address is in memory.
-    pub fn is_empty(&self) -> bool {
-        self.counts.is_empty()
     }
 
     fn remove(&mut self, key: IpAddr) {
@@ -97,6 +110,7 @@ impl AddressFailures {
         now >= self.since + WINDOW
     }
 
+    #[cfg(test)]
     fn is_flagged(self, now: Instant) -> bool {
         self.count > FLAGGED_ABOVE && !self.is_over(now)
     }

@@ -74,13 +74,9 @@ impl SubjectUsage {
         self.subjects.contains_key(subject)
     }
 
-    /// The number of subjects with a connection.
-    pub fn len(&self) -> usize {
-        self.subjects.len()
-    }
-
     /// Whether no subject has a connection.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.subjects.is_empty()
     }
 }
